@@ -1,0 +1,66 @@
+# Everything runs in .venv, made and refreshed as needed from python3, a C++ compiler and the package
+# index. PYTHON chooses another interpreter (3.11 or newer): make test PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TYPES := build/types
+BENCHMARKS = $(wildcard benchmarks/bench_*.py)
+
+# Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs a share, not 100x.
+export OMP_WAIT_POLICY := passive
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all test-slow lint format types bench clean
+
+help:
+	@echo "make demo      quantise the bundled model and show what came of it"
+	@echo "make test      the tests, without the slow ones"
+	@echo "make test-all  lint and all tests"
+	@echo "make lint      ruff and mypy (make format repairs what ruff can)"
+	@echo "make bench     the measured comparisons"
+	@echo "make clean     remove everything make built"
+
+install: $(STAMP)
+
+# torch first and pinned: any looser range would take the newest build there is.
+$(STAMP): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(BIN)/pytest -q -m "not slow" --durations=10
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -q -m slow --durations=10
+
+test-all: lint $(STAMP)
+	$(BIN)/pytest -q --durations=20
+
+lint: $(STAMP) types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy cannot follow the editable install, so it reads a tree of links laid out as installed.
+types: $(STAMP)
+	rm -rf $(TYPES) && mkdir -p $(TYPES)/fxquant
+	ln -s $(CURDIR)/fxquant/* $(CURDIR)/passes $(CURDIR)/kernels $(TYPES)/fxquant/
+	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
+		--cache-dir $(CURDIR)/.mypy_cache -p fxquant
+
+bench: $(STAMP)
+	@test -n "$(BENCHMARKS)" || { echo "no benchmarks/bench_*.py to run"; exit 1; }
+	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

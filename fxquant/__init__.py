@@ -1,0 +1,13 @@
+"""fxquant: diffusion models with real int8 and int4 arithmetic, from one call.
+
+qunet = fxquant.compile(unet, calib_loader, recipe="w8a8-fast")
+"""
+
+from __future__ import annotations
+
+from fxquant._version import __version__
+from fxquant.compiler import compile  # noqa: A004 - the name users expect, as in torch.compile
+from fxquant.recipe import Recipe
+from fxquant.runtime.model import QuantizedModel
+
+__all__ = ["QuantizedModel", "Recipe", "__version__", "compile"]

@@ -1,0 +1,96 @@
+"""A plain DDIM loop: seeded, and the same images whatever the batch size."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+@torch.no_grad()
+def sample_ddim(
+    model: nn.Module,
+    scheduler: Any,
+    *,
+    class_labels: Tensor | None = None,
+    count: int | None = None,
+    steps: int = 50,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Tensor:
+    """Images of a UNet2DModel, or of anything with its signature and `config`.
+
+    All noise is drawn at once on the CPU, so equal seeds start equal images at any batch size, on
+    any device.
+
+    Args:
+        model: called as model(x, t, class_labels=..., return_dict=False); `config` gives channels
+            and size, `device` and `dtype` (CPU and float32 without them) where and how it runs.
+        scheduler: a diffusers DDIMScheduler; a copy of it is used.
+        class_labels: [N] int64, one an image; None for an unconditional model.
+        count: N, needed only without labels.
+        generator: a CPU generator to draw the noise from instead of `seed`.
+        progress: show a progress bar.
+
+    Returns:
+        [N, C, H, W] float32 on the CPU, in the model's own range, not clamped.
+
+    Raises:
+        ValueError: no images asked for, labels that are not [N], `steps` or `batch_size` below 1,
+            or a generator that is not on the CPU.
+    """
+    count = _count(class_labels, count)
+    if steps < 1 or batch_size < 1:
+        raise ValueError(f"steps and batch_size must be 1 or more, got {steps} and {batch_size}")
+    noise = _noise(model.config, count, seed, generator)
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+    images = []
+    with tqdm(total=count * steps, desc="sample", unit="step", disable=not progress) as bar:
+        for start in range(0, count, batch_size):
+            part = slice(start, start + batch_size)
+            labels = None if class_labels is None else class_labels[part]
+            images.append(_denoise(model, scheduler, noise[part], labels, bar))
+    return torch.cat(images)
+
+
+def _count(class_labels: Tensor | None, count: int | None) -> int:
+    if class_labels is None:
+        if not count or count < 1:
+            raise ValueError(
+                f"say how many images: class_labels, or a count of 1 or more, not {count}"
+            )
+        return count
+    if class_labels.ndim != 1 or not len(class_labels) or count not in (None, len(class_labels)):
+        given = list(class_labels.shape)
+        raise ValueError(f"class_labels must be [N], one an image, got {given} with count={count}")
+    return len(class_labels)
+
+
+def _noise(config: Any, count: int, seed: int, generator: torch.Generator | None) -> Tensor:
+    """Standard normal [N, C, H, W] float32 on the CPU."""
+    generator = generator or torch.Generator().manual_seed(seed)
+    if generator.device.type != "cpu":
+        raise ValueError(f"the generator must be on the CPU, got one on {generator.device}")
+    size = config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randn(count, config.in_channels, height, width, generator=generator)
+
+
+def _denoise(
+    model: nn.Module, scheduler: Any, noise: Tensor, labels: Tensor | None, bar: tqdm[Any]
+) -> Tensor:
+    """One batch [B, C, H, W] from noise to image, float32 on the CPU."""
+    device, dtype = getattr(model, "device", "cpu"), getattr(model, "dtype", torch.float32)
+    condition = {} if labels is None else {"class_labels": labels.to(device)}
+    x = noise.to(device)
+    for t in scheduler.timesteps:
+        predicted = model(x.to(dtype), t, **condition, return_dict=False)[0]
+        x = scheduler.step(predicted.to(x.dtype), t, x).prev_sample
+        bar.update(len(x))
+    return x.float().cpu()

@@ -1,0 +1,9 @@
+"""python -m fxquant.cli"""
+
+from __future__ import annotations
+
+import sys
+
+from fxquant.cli import main
+
+sys.exit(main())

@@ -1,0 +1,183 @@
+"""compile(): the whole story, in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from tqdm import tqdm
+
+from fxquant.calibration.calls import read_calls, timesteps_of
+from fxquant.errors import BackendError, CaptureError, FallbackError, near
+from fxquant.graph import runner
+from fxquant.graph.capture import capture
+from fxquant.graph.nodes import attribute
+from fxquant.graph.options import Options
+from fxquant.graph.runner import Record
+from fxquant.graph.signature import Signature
+from fxquant.graph.stages import OBSERVERS
+from fxquant.kernels.dispatch import BACKENDS
+from fxquant.passes import pipelines
+from fxquant.passes.lower.select_kernels import fallbacks
+from fxquant.quant.observers import ObservedEdge
+from fxquant.quant.table import ActivationTable, contiguous_groups, settle
+from fxquant.recipe import Recipe
+from fxquant.runtime.model import QuantizedModel, class_for, output_class
+from fxquant.runtime.summary import summarise
+
+OnPass = Callable[[Record], None]
+
+
+def compile(  # noqa: A001 - the name users expect, as in torch.compile
+    model: nn.Module,
+    calib_loader: Iterable[Any],
+    recipe: str | Recipe = "w8a8-fast",
+    backend: str = "auto",
+    progress: bool = True,
+    seed: int = 0,
+    strict: bool = False,
+    on_pass: OnPass | None = None,
+) -> QuantizedModel:
+    """Quantise a diffusers UNet to integer arithmetic.
+
+    Args:
+        model: a UNet2DModel, UNet2DConditionModel or any module torch.export takes; unchanged.
+        calib_loader: an iterable of UNet calls, dicts or tuples of forward's arguments: a
+            DataLoader, a list, a generator, or what fxquant.calibration.record.record took from a
+            sampler run. Calls that cover the timesteps and conditions you will serve work best.
+        recipe: a name, [method:]bits[-effort], or a Recipe.
+        backend: "auto", or one kernel family: "x86", "reference".
+        progress: show a progress bar when the output is a terminal.
+        seed: of everything random during calibration.
+        strict: refuse instead of running anything on a slower path than planned.
+        on_pass: called with a record of every pass, for dumps.
+
+    Returns:
+        A module with the same signature, config and dtype. `print(result.summary)` tells what
+        became integer, what stayed float and why, and which kernels run it.
+
+    Raises:
+        CaptureError, CallError, LoaderError, RecipeError, BackendError, FallbackError: see
+            fxquant.errors.
+    """
+    recipe = Recipe.parse(recipe)
+    options = Options(recipe, backend=check_backend(backend))
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    clock = Clock()
+    signature, calls = read_calls(calib_loader, model)
+    with _seeded(seed):
+        quantised = fake_quantise(model, signature, calls, options, clock, progress, on_pass)
+    with clock("lower"):
+        lowered = runner.run(pipelines.LOWER, quantised.graph, options, on_pass=on_pass)
+    slow = fallbacks(lowered, options)
+    if strict and slow:
+        listed = "\n  ".join(f"{name}: {why}" for name, why in slow.items())
+        raise FallbackError(f"strict=True, and these would not run as planned:\n  {listed}")
+    return class_for(type(model))(
+        lowered,
+        quantised.table,
+        signature,
+        recipe=recipe,
+        summary=summarise(lowered, model, recipe.name, slow, clock.seconds),
+        config=getattr(model, "config", None),
+        output=output_class(type(model)),
+    )
+
+
+@dataclass(frozen=True)
+class FakeQuantised:
+    """The simulated model: a float graph that takes flat tensors and rows of the table."""
+
+    graph: GraphModule
+    table: ActivationTable
+
+    def __call__(self, signature: Signature, tensors: Sequence[Tensor]) -> Tensor:
+        """Run it; every sample uses the row of its own timestep."""
+        index = signature.timestep_index
+        rows = self.table.row(0) if index is None else self.table.rows(tensors[index])
+        return self.graph(*tensors, rows)
+
+
+class Clock:
+    """Wall time by phase: `with clock("capture"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str):  # type: ignore[no-untyped-def]
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+
+
+def fake_quantise(
+    model: nn.Module,
+    signature: Signature,
+    calls: Sequence[Sequence[Tensor]],
+    options: Options,
+    clock: Clock | None = None,
+    progress: bool = False,
+    on_pass: OnPass | None = None,
+) -> FakeQuantised:
+    """capture, prepare, annotate, observe, fake-quant, group."""
+    clock = clock or Clock()
+    with clock("capture"):
+        graph = capture(model, (), signature.unflatten(calls[0])).graph_module
+        graph = runner.run(
+            (*pipelines.PREPARE, *pipelines.OBSERVE), graph, options, on_pass=on_pass
+        )
+    with clock("calibrate"):
+        table = observe(graph, signature, calls, options.recipe.timestep_groups, progress)
+    with clock("quantise weights"):
+        graph = runner.run(pipelines.FAKE_QUANT, graph, options, on_pass=on_pass)
+    return FakeQuantised(graph, table)
+
+
+def observe(
+    graph: GraphModule,
+    signature: Signature,
+    calls: Sequence[Sequence[Tensor]],
+    groups: int,
+    progress: bool = False,
+) -> ActivationTable:
+    """Run the calibration calls through an observed graph and settle the ranges.
+
+    The distinct timesteps of the calls are split into `groups` contiguous groups, a table row each.
+    """
+    timesteps = timesteps_of(signature, calls)
+    distinct, rows = contiguous_groups(timesteps or [0.0], groups)
+    lookup = ActivationTable(torch.zeros(groups, 0, 2), distinct, rows)
+    for call in tqdm(calls, desc="calibrate", unit="call", disable=None if progress else True):
+        index = signature.timestep_index
+        t = call[index] if index is not None else torch.zeros(call[0].shape[0])
+        with torch.no_grad():
+            graph(*call, lookup.group(t))
+    return settle(observed_edges(graph), distinct, rows)
+
+
+def observed_edges(graph: GraphModule) -> list[ObservedEdge]:
+    """The graph's observers in the order of their indices."""
+    count = sum(1 for n in graph.graph.nodes if n.op == "call_module")
+    return [attribute(graph, f"{OBSERVERS}.{k}") for k in range(count)]
+
+
+def check_backend(backend: str) -> str:
+    """Raises BackendError for an unknown backend."""
+    if backend not in BACKENDS:
+        raise BackendError(f"unknown backend {backend!r}.{near(backend, BACKENDS)}")
+    return backend
+
+
+@contextmanager
+def _seeded(seed: int):  # type: ignore[no-untyped-def]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

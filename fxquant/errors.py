@@ -1,0 +1,68 @@
+"""Every exception fxquant raises on purpose.
+
+    FxquantError
+    ├── CaptureError        the module could not be turned into a graph
+    ├── CallError           a UNet call (calibration or serving) does not fit the model
+    │   └── LoaderError     the calibration loader as a whole is unusable
+    ├── RecipeError         the recipe asks for something unknown or not available
+    ├── PassError           a rewrite failed; names the pass and the node
+    │   └── InvariantError  a rewrite finished but left a graph its stage forbids
+    ├── BackendError        no kernel, or an unknown backend
+    │   └── FallbackError   strict=True met an unplanned fallback
+    └── ModelError          MODEL on the command line is neither a folder nor a bundled name
+
+Each message says what was wrong, where, and what to do. `assert` is only for our own bugs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FxquantError(Exception):
+    """Base of all fxquant errors."""
+
+
+class CaptureError(FxquantError):
+    """torch.export refused the module; the message names the module path and source line."""
+
+
+class CallError(FxquantError):
+    """One call's arguments do not fit the captured signature."""
+
+
+class LoaderError(CallError):
+    """The calibration loader is empty, not iterable, or raised midway (the cause is chained)."""
+
+
+class RecipeError(FxquantError):
+    """Unknown or unavailable recipe, method, effort, observer or bit width."""
+
+
+class PassError(FxquantError):
+    """A pass raised, or a pass name is unknown."""
+
+
+class InvariantError(PassError):
+    """The result of a pass breaks an invariant of its stage."""
+
+
+class BackendError(FxquantError):
+    """Unknown backend, or an operation no kernel can run."""
+
+
+class FallbackError(BackendError):
+    """strict=True and something would not run as planned; the message lists all of it."""
+
+
+class ModelError(FxquantError):
+    """The MODEL argument names nothing that can be loaded."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' for a misspelt name, and the full list of known ones."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Known: {', '.join(options)}."

@@ -1,0 +1,1 @@
+"""Capture, node helpers, the pass runner, stage checks, dump and diff."""

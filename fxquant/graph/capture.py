@@ -1,0 +1,211 @@
+"""A module becomes a plain FX graph of whole ATen operators (conv2d, linear, group_norm, ...).
+
+torch.export does the tracing. Batch, height, width and prompt length stay symbolic. What comes
+back takes flat tensors, returns one tensor, has no guards, and carries on every node, under
+`meta["custom"]["fxquant"]["stack"]`, the path and type of the modules it came from.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.fx import Graph, GraphModule, Node
+
+from fxquant.errors import CaptureError
+from fxquant.graph.nodes import write_note
+from fxquant.graph.signature import SAMPLE, TIMESTEP, TOKENS, Signature, signature_of
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "model"
+# diffusers' upsampler asks `batch >= 64` before a .contiguous(); both branches compute the same.
+# Promising the tracer a smaller batch picks one; the guard-free graph then serves any batch.
+_TRACED_BATCH_LIMIT = 63
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A float graph and the way calls map to its inputs."""
+
+    graph_module: GraphModule
+    signature: Signature
+
+
+class _FlatCall(nn.Module):
+    """forward(*flat tensors) -> the first output tensor of the wrapped module."""
+
+    def __init__(self, model: nn.Module, signature: Signature):
+        super().__init__()
+        self.model = model
+        self._signature = signature
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        kwargs = self._signature.unflatten(tensors)
+        if "return_dict" in self._signature.parameters:
+            kwargs["return_dict"] = False
+        output = self.model(**kwargs)
+        return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def capture(
+    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> Captured:
+    """Trace `model` on one example call.
+
+    Args:
+        model: any module in eval mode whose forward takes tensors; on any device, meta included.
+        args, kwargs: one call; batch size and spatial size are examples, not fixed.
+
+    Raises:
+        CaptureError: not a module, or torch.export refuses it.
+        CallError: the call does not fit forward.
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    signature = signature_of(model, args, kwargs or {})
+    example = [
+        _traceable(t, n)
+        for n, t in zip(signature.names, signature.flatten(args, kwargs or {}), strict=True)
+    ]
+    training = model.training
+    model.eval()
+    try:
+        exported = _export(model, signature, example)
+    finally:
+        model.train(training)
+    return Captured(_plain(exported, signature), signature)
+
+
+def _export(
+    model: nn.Module, signature: Signature, example: list[Tensor]
+) -> torch.export.ExportedProgram:
+    wrapper = _FlatCall(model, signature).eval()
+    failure: Exception | None = None
+    for multiple in _size_multiples(model):
+        shapes = (_dynamic_shapes(signature, example, multiple),)
+        try:
+            with torch.no_grad():
+                return torch.export.export(
+                    wrapper, tuple(example), dynamic_shapes=shapes, strict=False
+                )
+        except Exception as error:  # noqa: BLE001 - any refusal is re-raised as CaptureError below
+            failure = failure or error
+            log.debug("export with sizes in multiples of %d failed: %s", multiple, error)
+    assert failure is not None
+    raise CaptureError(_explain(failure, model)) from failure
+
+
+def _size_multiples(model: nn.Module) -> tuple[int, ...]:
+    """Heights and widths must be a multiple of this for the skips to match."""
+    config = getattr(model, "config", None)
+    levels = getattr(config, "down_block_types", None)
+    if levels:
+        return (2 ** (len(levels) - 1),)
+    return (1, 2, 4, 8, 16)
+
+
+def _dynamic_shapes(signature: Signature, example: list[Tensor], multiple: int) -> tuple[dict, ...]:
+    batch = Dim("batch", max=_TRACED_BATCH_LIMIT)
+    height, width, tokens = Dim("height"), Dim("width"), Dim("tokens")
+    shapes: list[dict[int, Any]] = []
+    for name, tensor in zip(signature.names, example, strict=True):
+        dims: dict[int, Any] = {0: batch} if tensor.ndim else {}
+        if name == SAMPLE and tensor.ndim == 4:
+            dims |= {2: multiple * height, 3: multiple * width}
+        elif name in TOKENS and tensor.ndim > 1:
+            dims |= {1: tokens}
+        elif tensor.ndim == 4:
+            dims |= {2: Dim.AUTO, 3: Dim.AUTO}
+        shapes.append(dims)
+    return tuple(shapes)
+
+
+def _traceable(tensor: Tensor, name: str) -> Tensor:
+    """A batch of two: sizes 0 and 1 would be baked in as constants, large ones exceed the limit."""
+    if tensor.ndim:
+        tensor = tensor[:2] if tensor.shape[0] > 1 else tensor.repeat(2, *[1] * (tensor.ndim - 1))
+    if name in TOKENS and tensor.ndim > 1 and tensor.shape[1] == 1:
+        tensor = tensor.repeat(1, 2, *[1] * (tensor.ndim - 2))
+    return tensor
+
+
+def _plain(exported: torch.export.ExportedProgram, signature: Signature) -> GraphModule:
+    """The exported module without pytrees, hooks and guards, attributes named as in the model."""
+    source = exported.module(check_guards=False)
+    graph, copies = Graph(), {}
+    attributes: dict[str, Any] = {}
+    placeholders = iter(signature.names)
+    for node in source.graph.nodes:
+        if node.op == "placeholder":
+            name = next(placeholders)
+            copy = graph.placeholder(name.replace(".", "_"))
+        elif node.op == "output":
+            graph.output(copies[_first_tensor(node)])
+            break
+        elif node.op == "get_attr":
+            target = str(node.target).removeprefix(_PREFIX + ".")
+            attributes[target] = _attribute(source, str(node.target))
+            copy = graph.get_attr(target)
+        elif node.op == "call_module":
+            continue  # a guards stub; it has no users
+        else:
+            copy = graph.node_copy(node, copies.__getitem__)
+        copies[node] = copy
+        copy.meta = {k: node.meta[k] for k in ("val", "stack_trace") if k in node.meta}
+        write_note(copy, stack=_stack(node))
+    graph.lint()
+    return GraphModule(attributes, graph, class_name="Captured")
+
+
+def _first_tensor(output: Node) -> Node:
+    value = output.args[0]
+    while isinstance(value, (tuple, list)):
+        value = value[0]
+    assert isinstance(value, Node)
+    return value
+
+
+def _attribute(module: nn.Module, target: str) -> Any:
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _stack(node: Node) -> list[list[str]]:
+    """[[module path, class name], ...] from the outside in, without the wrapper."""
+    entries = node.meta.get("nn_module_stack", {}).values()
+    named = [(path, kind if isinstance(kind, str) else kind.__name__) for path, kind in entries]
+    return [
+        [path.removeprefix(_PREFIX).removeprefix("."), kind.rpartition(".")[2]]
+        for path, kind in named
+        if path.startswith(_PREFIX)
+    ]
+
+
+def _explain(error: Exception, model: nn.Module) -> str:
+    paths = {id(m): p for p, m in model.named_modules()}
+    place, line = "", ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        code, owner = frame.f_code, frame.f_locals.get("self")
+        if id(owner) in paths and "torch" not in Path(code.co_filename).parts:
+            place = f"{paths[id(owner)] or '(root)'} ({type(owner).__name__})"
+            line = f"{Path(code.co_filename).name}:{number} in {code.co_name}"
+    reason = str(error).strip().split("\n\n")[0][:600]
+    return (
+        f"torch.export could not trace {type(model).__name__}"
+        + (f" in module {place}, {line}" if place else "")
+        + f": {type(error).__name__}: {reason}\nA module is captured whole: its forward may not branch on "
+        "tensor values or leave torch. Rewrite that line, or compile the submodule that can be traced."
+    )
+
+
+__all__ = ["TIMESTEP", "Captured", "capture"]

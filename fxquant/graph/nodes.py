@@ -1,0 +1,184 @@
+"""Small helpers over FX nodes: notes, attributes, values, inserting calls.
+
+fxquant's own metadata are *notes* under `node.meta["custom"]["fxquant"]`, plain JSON-able values:
+    stack          [[module path, class name], ...], outside in (written by capture)
+    timestep_only  True where nothing but the timestep is read (mark_timestep_only)
+    quant          {"input": spec, "weight": spec} or {"float": reason} on layers (annotate)
+    unit           [module path, class name] of the reconstruction unit (group_units)
+    source         name of the fake-quant node whose value a lowered node computes (lower)
+Notes are rebound, never edited in place: clones of a graph share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+aten = torch.ops.aten
+
+CONV2D, LINEAR = aten.conv2d.default, aten.linear.default
+# Operators that move or drop elements but never change or add one: a per-tensor quantiser
+# commutes with them.
+LAYOUT = frozenset(
+    {
+        aten.view.default,
+        aten.reshape.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.contiguous.default,
+        aten.expand.default,
+    }
+)
+PAD = aten.pad.default
+CONSTANT_PAD = aten.constant_pad_nd.default
+
+
+def note(node: Node, key: str, default: Any = None) -> Any:
+    """One of the node's notes."""
+    return node.meta.get("custom", {}).get("fxquant", {}).get(key, default)
+
+
+def write_note(node: Node, **changes: Any) -> None:
+    """Set notes; None removes one. Rebinds the dictionaries, which clones share."""
+    custom = node.meta.get("custom", {})
+    merged = {**custom.get("fxquant", {}), **changes}
+    kept = {k: v for k, v in merged.items() if v is not None}
+    node.meta["custom"] = {**custom, "fxquant": kept}
+
+
+def module_path(node: Node) -> str:
+    """Path of the innermost module the node came from, '' at the root."""
+    stack = note(node, "stack") or [["", ""]]
+    return str(stack[-1][0])
+
+
+def is_layer(node: Node) -> bool:
+    """Is it a conv2d or linear call?"""
+    return node.op == "call_function" and node.target in (CONV2D, LINEAR)
+
+
+def calls(gm: GraphModule, *targets: Any) -> Iterator[Node]:
+    """The graph's call_function nodes with one of these targets, in order."""
+    return (n for n in list(gm.graph.nodes) if n.op == "call_function" and n.target in targets)
+
+
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """An ATen argument wherever it was passed."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def attribute(gm: nn.Module, target: str) -> Any:
+    """The tensor or module that a dotted get_attr target names."""
+    value: Any = gm
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def set_buffer(gm: GraphModule, target: str, value: Tensor) -> str:
+    """Bind a tensor at a dotted name of this graph module only (clones keep theirs)."""
+    owner: nn.Module = gm
+    *path, leaf = target.split(".")
+    for part in path:
+        child = owner._modules.get(part)
+        if child is None:
+            child = nn.Module()
+            owner.add_module(part, child)
+        owner = child
+    if leaf in owner._parameters:
+        del owner._parameters[leaf]
+    owner.register_buffer(leaf, value)
+    return target
+
+
+def fake_mode(gm: GraphModule) -> FakeTensorMode:
+    """The mode that the graph's example values live in."""
+    for node in gm.graph.nodes:
+        if isinstance(node.meta.get("val"), FakeTensor):
+            return node.meta["val"].fake_mode
+    raise AssertionError("graph without example values")
+
+
+def get_attr(gm: GraphModule, target: str, like: Node) -> Node:
+    """A get_attr node at the current insertion point, with value and notes of `like`."""
+    node = gm.graph.get_attr(target)
+    node.meta = {"custom": like.meta.get("custom", {})}
+    refresh(gm, node)
+    return node
+
+
+def call(
+    gm: GraphModule,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    like: Node,
+) -> Node:
+    """A call_function node at the current insertion point, example value computed, notes of `like`."""
+    node = gm.graph.call_function(target, args, dict(kwargs or {}))
+    node.meta = {k: like.meta[k] for k in ("custom", "stack_trace") if k in like.meta}
+    refresh(gm, node)
+    return node
+
+
+def refresh(gm: GraphModule, node: Node) -> None:
+    """Recompute the node's example value from those of its inputs."""
+    if node.op in ("placeholder", "output") or is_symbolic(node):
+        return  # sizes survive every rewrite; asking for them again would bake in their example
+    mode = fake_mode(gm)
+    if node.op == "get_attr":
+        value = attribute(gm, str(node.target))
+        node.meta["val"] = mode.from_tensor(value.detach(), static_shapes=True)
+        return
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    if node.op == "call_module":  # an observer, which returns its input
+        node.meta["val"] = args[0]
+        return
+    assert callable(node.target)
+    # without the Python dispatcher, composite C++ operators would turn symbolic sizes into numbers
+    with mode, enable_python_dispatcher(), torch.no_grad():
+        node.meta["val"] = node.target(*args, **kwargs)
+
+
+def refresh_after(gm: GraphModule, start: Iterable[Node]) -> None:
+    """Recompute the example values of everything that depends on `start`."""
+    stale = set(start)
+    for node in gm.graph.nodes:
+        if node in stale or any(i in stale for i in node.all_input_nodes):
+            stale.add(node)
+            refresh(gm, node)
+
+
+def shape(node: Node) -> tuple[Any, ...]:
+    """The example value's shape, ints and SymInts."""
+    return tuple(node.meta["val"].shape)
+
+
+def only_user(node: Node) -> Node | None:
+    """The single user, None if there are none or several."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def replace(old: Node, new: Node) -> None:
+    """All users of `old` read `new`; `old` goes."""
+    old.replace_all_uses_with(new, propagate_meta=False)
+    old.graph.erase_node(old)
+
+
+def is_symbolic(node: Node) -> bool:
+    """Is the node a size computation (a number, not a tensor)?"""
+    return isinstance(node.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat))

@@ -1,0 +1,118 @@
+"""What must hold after each stage: a table of predicates over the graph, each with its sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch.fx import GraphModule, Node
+
+from fxquant.graph.nodes import aten, is_layer, note
+from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
+
+Check = Callable[[GraphModule], Iterator[str]]
+
+OBSERVERS = "observers"
+
+
+def values_are_fresh(gm: GraphModule) -> Iterator[str]:
+    """Every computed node carries an example value."""
+    for node in gm.graph.nodes:
+        if node.op not in ("output",) and "val" not in node.meta:
+            yield f"%{node.name} has no example value (insert nodes with fxquant.graph.nodes.call)"
+
+
+def no_noops(gm: GraphModule) -> Iterator[str]:
+    """Prepared graphs hold no dropout, view or assert."""
+    banned = (aten.dropout.default, aten.view.default, aten._assert_tensor_metadata.default)
+    for node in gm.graph.nodes:
+        if node.target in banned:
+            yield f"%{node.name} should have been stripped"
+
+
+def layers_are_decided(gm: GraphModule) -> Iterator[str]:
+    """Every conv2d and linear has a spec or a reason to stay float."""
+    for node in filter(is_layer, gm.graph.nodes):
+        quant = note(node, "quant")
+        if not quant or not ({"input", "weight"} <= set(quant) or "float" in quant):
+            yield f"%{node.name} has neither a spec nor a reason to stay float"
+
+
+def specs_are_not_dangling(gm: GraphModule) -> Iterator[str]:
+    """Only layers carry specs, and quantiser indices are 0..n-1."""
+    seen = set()
+    for node in gm.graph.nodes:
+        quant = note(node, "quant")
+        if quant and not is_layer(node):
+            yield f"%{node.name} carries a spec but is no layer"
+        if quant and "input" in quant:
+            seen.add(quant["input"]["index"])
+    if seen and seen != set(range(len(seen))):
+        yield f"quantiser indices have gaps: {sorted(seen)}"
+
+
+def edges_are_observed(gm: GraphModule) -> Iterator[str]:
+    """Every annotated layer reads its input through an observer."""
+    for node in filter(is_layer, gm.graph.nodes):
+        quant = note(node, "quant") or {}
+        if "input" in quant and quantiser_of(node, _is_observer) is None:
+            yield f"%{node.name} is annotated but reads no observer"
+
+
+def edges_are_fake_quantised(gm: GraphModule) -> Iterator[str]:
+    """Observers are gone; annotated layers read fake-quantised input and weight."""
+    for node in gm.graph.nodes:
+        if _is_observer(node):
+            yield f"%{node.name} is still an observer"
+        quant = note(node, "quant") or {}
+        if is_layer(node) and "input" in quant:
+            if quantiser_of(node, lambda n: n.target is fake_quantize) is None:
+                yield f"%{node.name} reads an input that is not fake-quantised"
+            if node.args[1].target is not fake_quantize_weight:
+                yield f"%{node.name} reads a weight that is not fake-quantised"
+
+
+def units_are_convex(gm: GraphModule) -> Iterator[str]:
+    """No path leaves a reconstruction unit and comes back (each could not run as one piece)."""
+    bits: dict[str, int] = {}
+    outside: dict[Node, int] = {}
+    for node in gm.graph.nodes:
+        unit = (note(node, "unit") or [None])[0]
+        left = 0
+        for source in node.all_input_nodes:
+            left |= outside[source]
+            origin = (note(source, "unit") or [None])[0]
+            if origin is not None and origin != unit:
+                left |= bits.setdefault(origin, 1 << len(bits))
+        if unit is not None and left & bits.setdefault(unit, 1 << len(bits)):
+            yield f"unit {unit} is not convex: %{node.name} depends on it through another unit"
+            left &= ~bits[unit]
+        outside[node] = left
+
+
+STAGES: dict[str, tuple[Check, ...]] = {
+    "captured": (values_are_fresh,),
+    "prepared": (values_are_fresh, no_noops),
+    "annotated": (values_are_fresh, no_noops, layers_are_decided, specs_are_not_dangling),
+    "observed": (values_are_fresh, specs_are_not_dangling, edges_are_observed),
+    "fake_quantized": (values_are_fresh, specs_are_not_dangling, edges_are_fake_quantised),
+    "grouped": (values_are_fresh, edges_are_fake_quantised, units_are_convex),
+    "lowered": (values_are_fresh,),
+}
+
+
+def violations(gm: GraphModule, stage: str) -> list[str]:
+    """Sentences for every invariant of the stage that the graph breaks."""
+    return [problem for check in STAGES[stage] for problem in check(gm)]
+
+
+def quantiser_of(layer: Node, wanted: Callable[[Node], bool]) -> Node | None:
+    """The observer or fake-quant node a layer's input comes from, through layout operators."""
+    from fxquant.graph.edges import layout_chain
+
+    chain = layout_chain(layer)
+    root = chain[-1].args[0] if chain else layer.args[0]
+    return root if isinstance(root, Node) and wanted(root) else None
+
+
+def _is_observer(node: Node) -> bool:
+    return node.op == "call_module" and str(node.target).startswith(OBSERVERS + ".")

@@ -1,0 +1,1 @@
+"""Specs, uniform quantisation, observers, fake-quant, the activation table."""

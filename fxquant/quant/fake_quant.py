@@ -1,0 +1,48 @@
+"""Fake quantisation: round to the grid and back, in float, with straight-through gradients.
+
+Rounding passes gradients through; clamping stops them outside the range. What remains for the
+scale is the gradient of LSQ (learned step size quantisation, arXiv 1902.08153) without its scaling.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fxquant.quant.uniform import integer_range, per_channel, weight_range
+
+
+def round_straight_through(x: Tensor) -> Tensor:
+    """round(x), half to even, with gradient 1."""
+    return x + (x.round() - x).detach()
+
+
+def fake_quantize(x: Tensor, row: Tensor, index: int, bits: int) -> Tensor:
+    """An activation as its integers would represent it.
+
+    Args:
+        x: [B, ...] float.
+        row: [n, 2] scales and zero points, or [B, n, 2] with a row per sample.
+        index: quantiser, 0 to n-1.
+
+    Returns:
+        x's shape and dtype; gradients flow to x and to the scales in `row`.
+    """
+    low, high = integer_range(bits)
+    scale, zero = row[..., index, 0], row[..., index, 1]
+    if row.ndim == 3:
+        scale, zero = (v.view(-1, *[1] * (x.ndim - 1)) for v in (scale, zero))
+    q = (round_straight_through(x.float() / scale) + zero).clamp(low, high)
+    return ((q - zero) * scale).to(x.dtype)
+
+
+def fake_quantize_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """A weight as its integers would represent it.
+
+    Args:
+        weight: [N, ...] float, output channels first.
+        scale: [N] float32, one per output channel, or [1] for all.
+    """
+    low, high = weight_range(bits)
+    step = per_channel(scale, weight.ndim, 0)
+    q = round_straight_through(weight.float() / step).clamp(low, high)
+    return (q * step).to(weight.dtype)

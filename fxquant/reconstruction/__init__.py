@@ -1,0 +1,1 @@
+"""Reconstruction units; losses and the optimiser loop build on them."""

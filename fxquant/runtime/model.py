@@ -1,0 +1,173 @@
+"""QuantizedModel: the lowered graph behind the face of the module it came from."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import torch
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxquant.errors import BackendError
+from fxquant.graph.signature import Signature
+from fxquant.quant.table import ActivationTable
+from fxquant.recipe import Recipe
+from fxquant.runtime.summary import Summary
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class DenoiserOutput(BaseOutput):
+    """What a module without an output class of its own returns for return_dict=True."""
+
+    sample: Tensor
+
+
+class QuantizedModel(nn.Module):
+    """A compiled model: same arguments, outputs, config and dtype as the original.
+
+    Calls may have any batch size, and any height and width that the original takes; several threads
+    may call at once. Weights are int8 or packed int4 buffers. The precision is the recipe's: asking
+    for another dtype with `.to()` changes nothing and says so.
+
+    Attributes:
+        graph: the lowered fx.GraphModule; it takes the flat tensors of `signature` and a table row.
+        table: activation scales and zero points by timestep.
+        config: the original's config, if it had one.
+        summary: what compile() did; print it.
+    """
+
+    def __init__(
+        self,
+        graph: GraphModule,
+        table: ActivationTable,
+        signature: Signature,
+        *,
+        recipe: Recipe,
+        summary: Summary,
+        config: Any = None,
+        output: type[Any] | None = None,
+    ):
+        super().__init__()
+        self.graph = graph
+        self.table = table
+        self.signature = signature
+        self.recipe = recipe
+        self.summary = summary
+        self.config = config
+        self._output = output
+        self.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of inputs and outputs, the original's."""
+        return self.signature.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.table.values.device
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's forward.
+
+        Raises:
+            CallError: arguments other than those the model was captured with.
+        """
+        parameters = self.signature.parameters
+        return_dict = kwargs.get("return_dict", True)
+        if "return_dict" in parameters and len(args) > parameters.index("return_dict"):
+            return_dict = args[parameters.index("return_dict")]
+        result = self.run(self.signature.flatten(args, kwargs))
+        if "return_dict" not in parameters:
+            return result
+        return self._output(result) if return_dict and self._output else (result,)
+
+    def run(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The graph on flat tensors; samples whose timesteps use different rows run apart."""
+        index = self.signature.timestep_index
+        if self.table.values.shape[0] == 1 or index is None:
+            return self.graph(*tensors, self.table.row(0))
+        groups = self.table.group(tensors[index])
+        result: Tensor | None = None
+        for group in groups.unique().tolist():
+            chosen = groups == group
+            if bool(chosen.all()):
+                return self.graph(*tensors, self.table.row(group))
+            part = self.graph(*(t[chosen] for t in tensors), self.table.row(group))
+            if result is None:
+                result = part.new_empty(groups.shape[0], *part.shape[1:])
+            result[chosen] = part
+        assert result is not None
+        return result
+
+    def to(self, *args: Any, **kwargs: Any) -> QuantizedModel:
+        """Stay: the kernels were chosen for this device and the precision is the recipe's.
+
+        Raises:
+            BackendError: another device type was asked for.
+        """
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is not None and device.type != self.device.type:
+            raise BackendError(
+                f"this model's kernels were chosen for {self.device.type}; to serve on {device.type}, "
+                f"move the float model there and compile it again"
+            )
+        if dtype is not None and dtype != self.dtype:
+            log.warning("a compiled model keeps its precision; .to(%s) changes nothing", dtype)
+        return self
+
+    def float(self) -> QuantizedModel:
+        return self.to(torch.float32)
+
+    def half(self) -> QuantizedModel:
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> QuantizedModel:
+        return self.to(torch.bfloat16)
+
+    def double(self) -> QuantizedModel:
+        return self.to(torch.float64)
+
+
+@functools.cache
+def class_for(original: type[nn.Module]) -> type[QuantizedModel]:
+    """QuantizedModel with the original's forward signature, which pipelines inspect."""
+
+    def forward(self: QuantizedModel, *args: Any, **kwargs: Any) -> Any:
+        return QuantizedModel.forward(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(original.forward)  # type: ignore[attr-defined]
+    forward.__doc__ = original.forward.__doc__
+    return type(
+        f"Quantized{original.__name__}",
+        (QuantizedModel,),
+        {"forward": forward, "__module__": __name__},
+    )
+
+
+def output_class(original: type[nn.Module]) -> type[Any] | None:
+    """The dataclass that forward's annotation promises, a plain one if it takes return_dict."""
+    parameters = inspect.signature(original.forward).parameters
+    if "return_dict" not in parameters:
+        return None
+    promised = _annotated_return(original.forward)
+    for candidate in (promised, *typing.get_args(promised)):
+        if inspect.isclass(candidate) and is_dataclass(candidate):
+            return candidate
+    return DenoiserOutput
+
+
+def _annotated_return(function: Callable[..., Any]) -> Any:
+    try:
+        return typing.get_type_hints(function).get("return")
+    except NameError:  # an annotation that only type checkers can resolve
+        return None

@@ -1,0 +1,103 @@
+"""What compile() did, in numbers and reasons."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from fxquant.graph.lowered import LAYERS, is_op
+from fxquant.graph.nodes import is_layer, module_path, note
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Result of one compilation.
+
+    Attributes:
+        recipe: its name.
+        precision: number of layers by precision, e.g. {"w8a8": 73, "float": 4}.
+        stayed_float: layers by the reason they stayed float.
+        kernels: number of calls by "op kernel".
+        fallbacks: unplanned slow paths: "node: why".
+        bytes_before, bytes_after: parameters and buffers of the original and the compiled model.
+        seconds: wall time by phase.
+    """
+
+    recipe: str
+    precision: Mapping[str, int]
+    stayed_float: Mapping[str, tuple[str, ...]]
+    kernels: Mapping[str, int]
+    fallbacks: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: (list(v) if isinstance(v, tuple) else v) for k, v in self.__dict__.items()}
+
+    def __str__(self) -> str:
+        mib = 1 << 20
+        lines = [
+            f"fxquant {self.recipe}: "
+            + ", ".join(f"{n} layers {p}" for p, n in self.precision.items())
+            + f"; {self.bytes_before / mib:.1f} -> {self.bytes_after / mib:.1f} MiB"
+            + f" ({self.bytes_after / max(1, self.bytes_before):.3f}x)"
+        ]
+        for reason, layers in self.stayed_float.items():
+            lines.append(f"  float, {reason}: {', '.join(layers)}")
+        lines += [f"  {count:4d} x {kernel}" for kernel, count in self.kernels.items()]
+        lines += [f"  fallback: {text}" for text in self.fallbacks]
+        if self.seconds:
+            lines.append("  " + ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items()))
+        return "\n".join(lines)
+
+
+def summarise(
+    lowered: GraphModule,
+    original: nn.Module,
+    recipe: str,
+    reasons: Mapping[str, str],
+    seconds: Mapping[str, float],
+) -> Summary:
+    """The summary of a lowered graph; `reasons` are the fallbacks by node name."""
+    precision: Counter[str] = Counter()
+    stayed: dict[str, list[str]] = {}
+    kernels: Counter[str] = Counter()
+    for node in lowered.graph.nodes:
+        if is_op(node):
+            kernels[f"{str(node.target).split('.')[1]} {node.args[-1]}"] += 1
+        if node.op == "call_function" and node.target in LAYERS:
+            precision[_precision(node)] += 1
+        elif is_layer(node):
+            reason = (note(node, "quant") or {}).get(
+                "float", "simulated: no kernel has that many bits"
+            )
+            precision["float" if "float" in (note(node, "quant") or {}) else "simulated"] += 1
+            stayed.setdefault(reason, []).append(module_path(node))
+    return Summary(
+        recipe=recipe,
+        precision=dict(precision),
+        stayed_float={k: tuple(v) for k, v in stayed.items()},
+        kernels=dict(kernels.most_common()),
+        fallbacks=tuple(f"{name}: {why}" for name, why in reasons.items()),
+        bytes_before=size_in_bytes(original),
+        bytes_after=size_in_bytes(lowered),
+        seconds=dict(seconds),
+    )
+
+
+def size_in_bytes(module: nn.Module) -> int:
+    """Bytes of distinct parameters and buffers."""
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _precision(layer: Node) -> str:
+    """w8a8, from the layer's spec."""
+    quant = note(layer, "quant")
+    return f"w{quant['weight']['bits']}a{quant['input']['bits']}"

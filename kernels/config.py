@@ -1,0 +1,52 @@
+"""What a kernel is, and what it is asked when it is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxquant.kernels.machine import Machine
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Dtype and shape of one tensor argument; a dynamic size is None."""
+
+    dtype: torch.dtype
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Config:
+    """One call of an op, as far as it is known before it runs.
+
+    ``tensors`` holds the tensor arguments that are present, ``options`` the other arguments, both
+    under their names in the op's schema. A list of tensors appears under its own name, once, as
+    its first element.
+    """
+
+    op: str
+    tensors: Mapping[str, TensorInfo]
+    options: Mapping[str, Any]
+    machine: Machine
+    device: str = "cpu"
+    """The type of device that the tensors are on: ``cpu`` or ``cuda``."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation of one op.
+
+    ``why_not`` answers None when the kernel can run a config, else a sentence that says why not.
+    ``run`` takes the op's arguments without the last one, ``kernel``.
+    """
+
+    name: str
+    op: str
+    backend: str
+    why_not: Callable[[Config], str | None] = field(compare=False)
+    run: Callable[..., Tensor] = field(compare=False)

@@ -1,0 +1,114 @@
+"""What the machine can do, as a value: kernel choice is a function of it.
+
+Tests and goldens choose for `Machine.named`, programs for `detect`. ``FXQUANT_CPU`` hides
+features of the real CPU: ``generic``, ``avx2``, ``avx512`` or ``vnni``, each including the ones
+before it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fxquant.kernels import jit
+
+logger = logging.getLogger(__name__)
+
+_AVX2 = frozenset({"avx2", "fma", "f16c"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_VNNI = _AVX512 | {"avx512_vnni", "avx_vnni"}
+_LEVELS = {"generic": frozenset[str](), "avx2": _AVX2, "avx512": _AVX512, "vnni": _VNNI}
+_ARCHES = {"amd64": "x86_64", "aarch64": "arm64"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine as far as kernels care.
+
+    ``arch`` is ``x86_64`` or ``arm64``; ``cpu_features`` are spelled as Linux spells them;
+    ``compiler`` is the C++ compiler's path; ``cuda`` is the GPU's compute capability ("9.0").
+    """
+
+    arch: str
+    cpu_features: frozenset[str]
+    compiler: str | None = None
+    cuda: str | None = None
+
+    @property
+    def has_vnni(self) -> bool:
+        """Whether u8 x s8 products are summed in int32 without saturating on the way."""
+        return not self.cpu_features.isdisjoint({"avx512_vnni", "avx_vnni"})
+
+    @staticmethod
+    def named(name: str) -> Machine:
+        """A fixed machine, the same everywhere: see `PRESETS`."""
+        if name not in PRESETS:
+            raise ValueError(f"no machine is named {name!r}; there are {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+
+PRESETS = {
+    "x86-vnni": Machine("x86_64", _VNNI, "c++"),
+    "x86-avx512": Machine("x86_64", _AVX512, "c++"),
+    "x86-avx2": Machine("x86_64", _AVX2, "c++"),
+    "x86-generic": Machine("x86_64", frozenset(), "c++"),
+    "x86-vnni-no-compiler": Machine("x86_64", _VNNI),
+    "arm64": Machine("arm64", frozenset(), "c++"),
+    "cuda-sm80": Machine("x86_64", _VNNI, "c++", "8.0"),
+    "cuda-sm90": Machine("x86_64", _VNNI, "c++", "9.0"),
+}
+
+
+@functools.cache
+def detect() -> Machine:
+    """This machine, looked at once. Logs one notice where there is no C++ compiler."""
+    compiler = jit.find_compiler()
+    if compiler is None:
+        logger.warning("%s Slower kernels are used instead.", jit.why_no_compiler())
+    return Machine(
+        arch=arch(),
+        cpu_features=mask(cpu_features(), os.environ.get("FXQUANT_CPU")),
+        compiler=compiler,
+        cuda=_compute_capability(),
+    )
+
+
+def arch() -> str:
+    """``x86_64``, ``arm64``, or the platform's own word for anything else."""
+    machine = platform.machine().lower()
+    return _ARCHES.get(machine, machine)
+
+
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """Every feature of the CPU, unmasked."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return frozenset(value.split())
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    return _LEVELS.get(capability, frozenset())
+
+
+def mask(features: frozenset[str], level: str | None) -> frozenset[str]:
+    """The features that ``level`` (a value of ``FXQUANT_CPU``, or None for all) leaves."""
+    if level is None:
+        return features
+    if level not in _LEVELS:
+        raise ValueError(f"FXQUANT_CPU={level!r} is not one of {', '.join(_LEVELS)}")
+    return features & _LEVELS[level]
+
+
+def _compute_capability() -> str | None:
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}.{minor}"

@@ -1,0 +1,238 @@
+"""The ops that make quantised activations, fused in our own C++ (producers.cpp).
+
+Each reads float32 or bfloat16 once and writes integers; the norms write floats too. The library
+is compiled at the first call. A tensor that is not in its op's memory order is copied first, in
+its own dtype.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fxquant.kernels import jit, layout, machine
+from fxquant.kernels.config import Config
+
+_ABI_VERSION = 1
+_SOURCE = Path(__file__).with_name("producers.cpp")
+# No -ffast-math: it would turn the division by a scale into a product and drop NaN handling.
+_FLAGS = (
+    "-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
+)  # fmt: skip
+_MARCH = {"generic": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4", "vnni": "x86-64-v4"}
+_IN = {torch.float32: 0, torch.bfloat16: 1}
+_OUT = _IN | {torch.uint8: 2, torch.int8: 3}
+_ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
+
+_ptr, _int, _i64, _f64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
+_SIGNATURES: dict[str, tuple[type, ...]] = {
+    "fxquant_quantize": (_ptr, _int, _i64, _i64, _ptr, _int, _i64, _ptr, _int, _int, _int),
+    "fxquant_add": (_ptr, _int, _ptr, _int, _i64, _ptr, _int, _ptr, _int, _int),
+    "fxquant_geglu": (_ptr, _int, _i64, _i64, _ptr, _int, _ptr, _int, _int, _int),
+    "fxquant_upsample": (_ptr, _int, _i64, _i64, _i64, _i64, _ptr, _int, _ptr, _int, _int),
+    "fxquant_group_norm": (
+        _ptr, _int, _i64, _i64, _i64, _i64, _ptr, _ptr, _f64, _int, _ptr, _int, _ptr, _int, _int,
+    ),
+    "fxquant_layer_norm": (
+        _ptr, _int, _i64, _i64, _ptr, _ptr, _f64, _ptr, _int, _ptr, _int, _int,
+    ),
+}  # fmt: skip
+
+
+def why_not(config: Config) -> str | None:
+    """Why the fused kernels cannot run ``config``."""
+    if config.device != "cpu":
+        return f"it runs on a CPU, the tensors are on {config.device}"
+    if config.machine.arch != "x86_64":
+        return f"it is compiled for x86_64, this is {config.machine.arch}"
+    if config.machine.compiler is None:
+        return "it is compiled on first use, and there is no C++ compiler"
+    activations = [config.tensors[name] for name in ("x", "xs", "a", "b") if name in config.tensors]
+    for info in activations:
+        if info.dtype not in _IN:
+            return f"it reads float32 and bfloat16, not {info.dtype}"
+    if config.options["dtype"] not in _OUT:
+        return f"it does not write {config.options['dtype']}"
+    return None
+
+
+def quantize(
+    x: Tensor, row: Tensor, index: int, bits: int, activation: str, dtype: torch.dtype
+) -> Tensor:
+    """As `reference.quantize`."""
+    out = layout.empty_image(x.shape, dtype, x.device)
+    x = _in_order(x)
+    library().fxquant_quantize(
+        x.data_ptr(), _type(x), 1, x.numel(), out.data_ptr(), _OUT[dtype], 0,
+        _step(row, index), bits, _ACTIVATIONS[activation], torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def group_norm_silu_quantize(
+    x: Tensor,
+    row: Tensor,
+    index: int,
+    bits: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """As `reference.group_norm_silu_quantize`."""
+    if activation not in ("none", "silu"):
+        raise ValueError(f"group norm is followed by none or silu, not {activation!r}")
+    batch, channels = x.shape[:2]
+    out = layout.empty_channels_last(x.shape, dtype, x.device)
+    x = x.movedim(1, -1).contiguous()
+    weight, bias = _float32(weight), _float32(bias)
+    library().fxquant_group_norm(
+        x.data_ptr(), _type(x), batch, x.numel() // (batch * channels), channels, groups,
+        _data(weight), _data(bias), eps, _ACTIVATIONS[activation],
+        out.data_ptr(), _OUT[dtype], _step(row, index), bits, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def layer_norm_quantize(
+    x: Tensor,
+    row: Tensor,
+    index: int,
+    bits: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """As `reference.layer_norm_quantize`."""
+    x = x.contiguous()
+    out = torch.empty(x.shape, dtype=dtype)
+    width = x.shape[-1]
+    weight, bias = _float32(weight), _float32(bias)
+    library().fxquant_layer_norm(
+        x.data_ptr(), _type(x), x.numel() // width, width, _data(weight), _data(bias), eps,
+        out.data_ptr(), _OUT[dtype], _step(row, index), bits, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def geglu_quantize(
+    x: Tensor, row: Tensor, index: int, bits: int, approximate: str, dtype: torch.dtype
+) -> Tensor:
+    """As `reference.geglu_quantize`."""
+    x = x.contiguous()
+    width = x.shape[-1] // 2
+    out = torch.empty((*x.shape[:-1], width), dtype=dtype)
+    gelu = _ACTIVATIONS["gelu_tanh" if approximate == "tanh" else "gelu"]
+    library().fxquant_geglu(
+        x.data_ptr(), _type(x), out.numel() // width, width, out.data_ptr(), _OUT[dtype],
+        _step(row, index), bits, gelu, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def cat_quantize(
+    xs: Sequence[Tensor], row: Tensor, index: int, bits: int, dim: int, dtype: torch.dtype
+) -> Tensor:
+    """As `reference.cat_quantize`: each tensor is written where it ends up."""
+    dim %= xs[0].dim()
+    shape = list(xs[0].shape)
+    shape[dim] = sum(x.shape[dim] for x in xs)
+    out = layout.empty_image(shape, dtype, xs[0].device)
+    order = (0, 2, 3, 1) if len(shape) == 4 else range(len(shape))
+    rows, stride = 1, 1
+    for axis in order[: order.index(dim)]:
+        rows *= shape[axis]
+    for axis in order[order.index(dim) :]:
+        stride *= shape[axis]
+    where = out.data_ptr()
+    for part in xs:
+        x = _in_order(part)
+        columns = x.numel() // rows
+        library().fxquant_quantize(
+            x.data_ptr(), _type(x), rows, columns, where, _OUT[dtype], stride,
+            _step(row, index), bits, 0, torch.get_num_threads(),
+        )  # fmt: skip
+        where += columns
+    return out
+
+
+def upsample_quantize(
+    x: Tensor, row: Tensor, index: int, bits: int, factor: int, dtype: torch.dtype
+) -> Tensor:
+    """As `reference.upsample_quantize`: each value is quantised once."""
+    batch, channels, height, width = x.shape
+    shape = (batch, channels, height * factor, width * factor)
+    out = layout.empty_channels_last(shape, dtype, x.device)
+    x = _in_order(x)
+    library().fxquant_upsample(
+        x.data_ptr(), _type(x), batch * height, width, channels, factor, out.data_ptr(),
+        _OUT[dtype], _step(row, index), bits, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def add_quantize(
+    a: Tensor, b: Tensor, row: Tensor, index: int, bits: int, dtype: torch.dtype
+) -> Tensor:
+    """As `reference.add_quantize`."""
+    if a.shape != b.shape:
+        raise ValueError(f"add_quantize takes equal shapes, not {a.shape} and {b.shape}")
+    out = layout.empty_image(a.shape, dtype, a.device)
+    a, b = _in_order(a), _in_order(b)
+    library().fxquant_add(
+        a.data_ptr(), _type(a), b.data_ptr(), _type(b), a.numel(), out.data_ptr(), _OUT[dtype],
+        _step(row, index), bits, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled producers; compiles them if they are not cached on disk."""
+    level = os.environ.get("FXQUANT_CPU")
+    features = machine.mask(machine.cpu_features(), level)
+    march = "native" if level is None else _MARCH[level]
+    wide = ("-mprefer-vector-width=512",) if "avx512f" in features else ()
+    cpu = " ".join(sorted(features))
+    loaded = jit.load(_SOURCE, (*_FLAGS, f"-march={march}", *wide), _ABI_VERSION, cpu)
+    for name, signature in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = signature, None
+    return loaded
+
+
+def _in_order(x: Tensor) -> Tensor:
+    """``x`` contiguous in the memory order of an image (channels last) or of tokens."""
+    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).contiguous()
+
+
+def _type(x: Tensor) -> int:
+    if x.dtype not in _IN:
+        raise ValueError(f"the fused kernels read float32 and bfloat16, not {x.dtype}")
+    return _IN[x.dtype]
+
+
+def _step(row: Tensor, index: int) -> int | None:
+    """The address of the quantiser's scale and zero point; None for a float output."""
+    if index < 0:
+        return None
+    if row.dtype != torch.float32 or not row.is_contiguous() or index >= row.shape[0]:
+        raise ValueError(f"quantiser {index} is not in a contiguous float32 row {row.shape}")
+    return row.data_ptr() + 8 * index
+
+
+def _float32(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.float().contiguous()
+
+
+def _data(parameter: Tensor | None) -> int | None:
+    return None if parameter is None else parameter.data_ptr()

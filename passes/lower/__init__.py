@@ -1,0 +1,1 @@
+"""From the fake-quantised graph to fxquant operators that name their kernels."""

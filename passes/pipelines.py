@@ -1,0 +1,45 @@
+"""The order of passes. A new pass goes into one of these tuples, with a half-line reason."""
+
+from __future__ import annotations
+
+from fxquant.graph.runner import Step
+from fxquant.passes.lower.fuse_epilogues import fuse_epilogues
+from fxquant.passes.lower.fuse_producers import fuse_producers
+from fxquant.passes.lower.fuse_requantize import fuse_requantize
+from fxquant.passes.lower.integer_layers import integer_layers
+from fxquant.passes.lower.select_kernels import select_kernels
+from fxquant.passes.lower.set_compute_dtype import set_compute_dtype
+from fxquant.passes.prepare.fold_constants import fold_constants
+from fxquant.passes.prepare.mark_timestep_only import mark_timestep_only
+from fxquant.passes.prepare.strip_noops import strip_noops
+from fxquant.passes.quantize.annotate import annotate
+from fxquant.passes.quantize.group_units import group_units
+from fxquant.passes.quantize.insert_observers import insert_observers
+from fxquant.passes.quantize.observers_to_fake_quant import observers_to_fake_quant
+from fxquant.passes.quantize.split_shortcut import split_shortcut
+
+PREPARE = (
+    Step(strip_noops, "prepared", "later passes match fewer shapes of the same thing"),
+    Step(fold_constants, "prepared", "what needs no input is computed once"),
+    Step(mark_timestep_only, "prepared", "these values repeat for every image of a step"),
+)
+OBSERVE = (
+    Step(split_shortcut, "prepared", "before specs: each half gets its own"),
+    Step(annotate, "annotated", "decide everything before touching anything"),
+    Step(insert_observers, "observed", "ranges come from running calibration samples"),
+)
+FAKE_QUANT = (
+    Step(observers_to_fake_quant, "fake_quantized", "ranges are known: simulate the integers"),
+    Step(group_units, "grouped", "last, when every node that belongs to a unit exists"),
+)
+LOWER = (
+    Step(integer_layers, "lowered", "real integers first: all fusions match fxquant operators"),
+    Step(fuse_epilogues, "lowered", "before producers: an add taken by a layer is none of theirs"),
+    Step(fuse_producers, "lowered", "norms and activations write integers"),
+    Step(
+        fuse_requantize, "lowered", "what is still quantised after a layer is the layer's output"
+    ),
+    Step(set_compute_dtype, "lowered", "when it is settled what stays float"),
+    Step(select_kernels, "lowered", "last: kernels are chosen by final shapes and dtypes"),
+)
+ALL = (*PREPARE, *OBSERVE, *FAKE_QUANT, *LOWER)

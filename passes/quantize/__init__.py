@@ -1,0 +1,1 @@
+"""From the float graph to the fake-quantised one."""

@@ -1,0 +1,38 @@
+"""Group nodes into the units that are reconstructed, explained and compared together."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule
+
+from fxquant.graph.edges import layout_chain
+from fxquant.graph.nodes import is_layer, write_note
+from fxquant.graph.options import Options
+from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
+from fxquant.reconstruction.units import unit_of
+
+
+def group_units(gm: GraphModule, *, options: Options) -> GraphModule:
+    """Residual blocks, transformer blocks, attentions; a layer outside of them is its own unit.
+
+    Fake-quant nodes, and the layout operators between them and their layer, join the layer.
+
+        # conv1  Conv2d
+          %conv2d: f32[...] = conv2d(%fq_0:u8/t, ...)
+    becomes
+        # unit down_blocks.0.resnets.0  ResnetBlock2D
+          %conv2d: f32[...] = conv2d(%fq_0:u8/t, ...)
+    """
+    for node in gm.graph.nodes:
+        unit = unit_of(node)
+        if unit and node.op == "call_function":
+            write_note(node, unit=unit)
+    for layer in filter(is_layer, gm.graph.nodes):
+        unit = unit_of(layer)
+        chain = layout_chain(layer)
+        root = chain[-1].args[0] if chain else layer.args[0]
+        if root.target is fake_quantize:
+            for node in (root, *chain):
+                write_note(node, unit=unit)
+        if layer.args[1].target is fake_quantize_weight:
+            write_note(layer.args[1], unit=unit)
+    return gm

@@ -1,0 +1,38 @@
+"""fold_constants computes what needs no input, and only that."""
+
+from __future__ import annotations
+
+import torch
+
+from fxquant.graph.capture import capture
+from fxquant.graph.runner import run
+from fxquant.passes import pipelines
+from tests.toy import golden, relative_error, story, targets
+
+
+def test_frequencies_become_a_buffer():
+    before, after = story().before("fold_constants"), story()["fold_constants"]
+    assert "aten.exp.default" in targets(before)
+    assert "aten.exp.default" not in targets(after)
+    assert relative_error(story().run(after), story().run(before)) < 1e-6
+
+
+def test_large_and_input_dependent_values_stay():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(300, 300))
+
+        def forward(self, sample):
+            return sample.exp() + (self.weight * 2).sum() + torch.arange(3).float().sum()
+
+    gm = capture(Model(), (torch.ones(2, 3, 4, 4),)).graph_module
+    gm = run(pipelines.PREPARE, gm, story().options, stop_after="fold_constants")
+    left = targets(gm)
+    assert "aten.exp.default" in left
+    assert "aten.mul.Tensor" in left, "a computation on a large weight was folded"
+    assert "aten.arange.default" not in left
+
+
+def test_golden():
+    golden(__file__, story()["fold_constants"], "time_proj", "time_embedding")
