@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPES := build/types
-BENCHMARKS = $(wildcard benchmarks/bench_*.py)
+BENCHMARKS = $(wildcard benchmarks/*.py)
 
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs a share, not 100x.
 export OMP_WAIT_POLICY := passive
@@ -58,7 +58,7 @@ types: $(STAMP)
 		--cache-dir $(CURDIR)/.mypy_cache -p fxquant
 
 bench: $(STAMP)
-	@test -n "$(BENCHMARKS)" || { echo "no benchmarks/bench_*.py to run"; exit 1; }
+	@test -n "$(BENCHMARKS)" || { echo "no benchmarks/*.py to run"; exit 1; }
 	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
 
 clean:

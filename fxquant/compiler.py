@@ -49,7 +49,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     Args:
         model: a UNet2DModel, UNet2DConditionModel or any module torch.export takes; unchanged.
         calib_loader: an iterable of UNet calls, dicts or tuples of forward's arguments: a
-            DataLoader, a list, a generator, or what fxquant.calibration.record.record took from a
+            DataLoader, a list, a generator, or what fxquant.calibration.record took from a
             sampler run. Calls that cover the timesteps and conditions you will serve work best.
         recipe: a name, [method:]bits[-effort], or a Recipe.
         backend: "auto", or one kernel family: "x86", "reference".

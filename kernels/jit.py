@@ -1,9 +1,9 @@
 """Compiles a C++ file to a shared library with a plain C ABI, on first use.
 
 A build is a directory ``<cache>/<name>-<key>`` whose key hashes the source, the headers beside it,
-the flags, the compiler's version and the CPU. It is made in a temporary directory, opened there and asked for
-its ABI version, and only then renamed into place: processes that build the same thing at once
-race harmlessly. Where: ``$FXQUANT_CACHE``, else ``$XDG_CACHE_HOME/fxquant``, else
+the flags, the compiler's version and the CPU. It is made in a temporary directory, opened there
+and asked for its ABI version, and only then renamed into place: processes that build the same
+thing at once race harmlessly. Where: ``$FXQUANT_CACHE``, else ``$XDG_CACHE_HOME/fxquant``, else
 ``~/.cache/fxquant``. ``FXQUANT_JIT_PRINT=1`` logs the command.
 """
 

@@ -29,14 +29,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table() -> list[dict]:
-    """number, pass, stage, summary (first line of its docstring) and reason of every pass."""
+    """number, pass, stage, summary (first line of its module) and reason of every pass."""
     return [
         {
             "number": number,
             "pass": step.name,
             "folder": step.rewrite.__module__.split(".")[-2],
             "stage": step.stage,
-            "summary": (step.rewrite.__doc__ or "").splitlines()[0],
+            "summary": (sys.modules[step.rewrite.__module__].__doc__ or "").splitlines()[0],
             "reason": step.reason,
         }
         for number, step in enumerate(pipelines.ALL, start=1)

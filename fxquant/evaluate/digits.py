@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxquant import assets
+from fxquant.calibration import sample_ddim
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -139,7 +140,6 @@ def balanced_labels(per_class: int) -> Tensor:
     return torch.arange(CLASSES).repeat(per_class)
 
 
-@torch.no_grad()
 def sample_digits(
     unet: nn.Module,
     scheduler: DDIMScheduler,
@@ -149,20 +149,8 @@ def sample_digits(
     seed: int = 0,
     batch_size: int = 250,
 ) -> Tensor:
-    """DDIM (eta 0) images [N, 1, 16, 16] in [-1, 1] for labels [N].
-
-    All initial noise is drawn at once from `seed`, so the batch size does not change the images
-    (beyond float rounding). Sets the scheduler's timesteps.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(len(labels), 1, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
-    scheduler.set_timesteps(steps)
-    parts = zip(noise.split(batch_size), labels.split(batch_size), strict=True)
-    return torch.cat([_denoise(unet, scheduler, x, y) for x, y in parts]).clamp(-1, 1)
-
-
-def _denoise(unet: nn.Module, scheduler: DDIMScheduler, x: Tensor, labels: Tensor) -> Tensor:
-    for t in scheduler.timesteps:
-        noise = unet(x, t, class_labels=labels).sample
-        x = scheduler.step(noise, t, x, eta=0.0, return_dict=False)[0]
-    return x
+    """DDIM (eta 0) images [N, 1, 16, 16] in [-1, 1] for labels [N]; see `sample_ddim`."""
+    images = sample_ddim(
+        unet, scheduler, class_labels=labels, steps=steps, seed=seed, batch_size=batch_size
+    )
+    return images.clamp(-1, 1)

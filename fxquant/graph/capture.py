@@ -75,12 +75,13 @@ def capture(
         _traceable(t, n)
         for n, t in zip(signature.names, signature.flatten(args, kwargs or {}), strict=True)
     ]
-    training = model.training
+    training = [m for m in model.modules() if m.training]
     model.eval()
     try:
         exported = _export(model, signature, example)
     finally:
-        model.train(training)
+        for module in training:  # not model.train(), which would reach the frozen ones as well
+            module.training = True
     return Captured(_plain(exported, signature), signature)
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from fxquant.calibration.record import record
+from fxquant.calibration import record
 from fxquant.calibration.sampling import sample_ddim
 from tests import models
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 from torch import Tensor, nn
 
-from fxquant.calibration.record import record
+from fxquant.calibration import record
 from tests import models
 
 
