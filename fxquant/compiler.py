@@ -29,7 +29,7 @@ from fxquant.quant.observers import ObservedEdge
 from fxquant.quant.table import ActivationTable, contiguous_groups, settle
 from fxquant.recipe import Recipe
 from fxquant.runtime.model import QuantizedModel, class_for, output_class
-from fxquant.runtime.summary import summarise
+from fxquant.runtime.summary import size_in_bytes, summarise
 
 OnPass = Callable[[Record], None]
 
@@ -76,19 +76,36 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         quantised = fake_quantise(model, signature, calls, options, clock, progress, on_pass)
     with clock("lower"):
         lowered = runner.run(pipelines.LOWER, quantised.graph, options, on_pass=on_pass)
-    slow = fallbacks(lowered, options)
-    if strict and slow:
-        listed = "\n  ".join(f"{name}: {why}" for name, why in slow.items())
-        raise FallbackError(f"strict=True, and these would not run as planned:\n  {listed}")
+    with clock("bind"):
+        bound, slow = bind(lowered, options, strict, on_pass)
     return class_for(type(model))(
-        lowered,
+        bound,
         quantised.table,
         signature,
         recipe=recipe,
-        summary=summarise(lowered, model, recipe.name, slow, clock.seconds),
+        summary=summarise(bound, size_in_bytes(model), recipe.name, slow, clock.seconds),
         config=getattr(model, "config", None),
         output=output_class(type(model)),
     )
+
+
+def bind(
+    lowered: GraphModule, options: Options, strict: bool = False, on_pass: OnPass | None = None
+) -> tuple[GraphModule, dict[str, str]]:
+    """Fit a lowered graph to a machine: the dtype of float parts and a kernel for every operator.
+
+    Returns:
+        The graph that runs, and its unplanned fallbacks: why, by node name.
+
+    Raises:
+        FallbackError: `strict` and there are such fallbacks.
+    """
+    bound = runner.run(pipelines.BIND, lowered, options, on_pass=on_pass)
+    slow = fallbacks(bound, options)
+    if strict and slow:
+        listed = "\n  ".join(f"{name}: {why}" for name, why in slow.items())
+        raise FallbackError(f"strict=True, and these would not run as planned:\n  {listed}")
+    return bound, slow
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""The order of passes. A new pass goes into one of these tuples, with a half-line reason."""
+"""The order of passes. A new pass goes into one of these tuples, with a half-line reason.
+
+Up to LOWER nothing depends on the machine; BIND fits the lowered graph to one, at compile time and
+again whenever a saved model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,9 @@ LOWER = (
     Step(
         fuse_requantize, "lowered", "what is still quantised after a layer is the layer's output"
     ),
+)
+BIND = (
     Step(set_compute_dtype, "lowered", "when it is settled what stays float"),
     Step(select_kernels, "lowered", "last: kernels are chosen by final shapes and dtypes"),
 )
-ALL = (*PREPARE, *OBSERVE, *FAKE_QUANT, *LOWER)
+ALL = (*PREPARE, *OBSERVE, *FAKE_QUANT, *LOWER, *BIND)

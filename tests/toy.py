@@ -36,7 +36,12 @@ class Story:
         self.fake: FakeQuantised = fake_quantise(
             self.model, self.signature, self.calls, self.options, on_pass=self.records.append
         )
-        runner.run(pipelines.LOWER, self.fake.graph, self.options, on_pass=self.records.append)
+        runner.run(
+            (*pipelines.LOWER, *pipelines.BIND),
+            self.fake.graph,
+            self.options,
+            on_pass=self.records.append,
+        )
         self.graphs |= {r.name: r.graph for r in self.records}
 
     def before(self, name: str) -> GraphModule:

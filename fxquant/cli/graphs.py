@@ -42,9 +42,10 @@ def records_until(model: nn.Module, options: Options, last: str) -> list[Record]
         runner.run(before_calibration, captured, options, stop_after=last, on_pass=records.append)
         return records
     quantised = fake_quantise(model, signature, calls, options, on_pass=records.append)
-    if _has(pipelines.LOWER, last):
+    after_calibration = (*pipelines.LOWER, *pipelines.BIND)
+    if _has(after_calibration, last):
         runner.run(
-            pipelines.LOWER, quantised.graph, options, stop_after=last, on_pass=records.append
+            after_calibration, quantised.graph, options, stop_after=last, on_pass=records.append
         )
     return records[: [r.name for r in records].index(last) + 1]
 

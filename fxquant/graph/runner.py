@@ -72,9 +72,10 @@ def run(
         PassError: a pass raised, or `skip`/`stop_after` names no pass of this pipeline.
         InvariantError: the result breaks its stage's invariants.
     """
-    check_names(pipeline, [*skip, *([stop_after] if stop_after else [])])
+    skipped = set(skip)
+    check_names(pipeline, [*skipped, *([stop_after] if stop_after else [])])
     for step in pipeline:
-        if step.name in skip:
+        if step.name in skipped:
             continue
         record = _apply(step, gm, options)
         gm = record.graph
@@ -106,7 +107,7 @@ def _apply(step: Step, gm: GraphModule, options: Options) -> Record:
     except Exception as error:
         raise PassError(
             f"pass {step.name} failed: {type(error).__name__}: {error}. This is a bug in the pass; "
-            f"skip={step.name!r} leaves it out if it is optional."
+            f"skip=[{step.name!r}] leaves it out if it is optional."
         ) from error
     problems = violations(result, step.stage)
     if problems:

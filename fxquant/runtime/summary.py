@@ -59,12 +59,12 @@ class Summary:
 
 def summarise(
     lowered: GraphModule,
-    original: nn.Module,
+    bytes_before: int,
     recipe: str,
     reasons: Mapping[str, str],
     seconds: Mapping[str, float],
 ) -> Summary:
-    """The summary of a lowered graph; `reasons` are the fallbacks by node name."""
+    """The summary of a bound graph; `reasons` are the fallbacks by node name."""
     precision: Counter[str] = Counter()
     stayed: dict[str, list[str]] = {}
     kernels: Counter[str] = Counter()
@@ -85,7 +85,7 @@ def summarise(
         stayed_float={k: tuple(v) for k, v in stayed.items()},
         kernels=dict(kernels.most_common()),
         fallbacks=tuple(f"{name}: {why}" for name, why in reasons.items()),
-        bytes_before=size_in_bytes(original),
+        bytes_before=bytes_before,
         bytes_after=size_in_bytes(lowered),
         seconds=dict(seconds),
     )

@@ -79,10 +79,9 @@ def test_a_bound_tensor_does_not_reach_the_graph_it_started_from(gm: GraphModule
 
 def test_a_clone_shares_weights_and_buffers(gm: GraphModule) -> None:
     copy = clone(gm)
-    for name, tensor in (*gm.named_parameters(), *gm.named_buffers()):
-        assert copy.get_parameter(name) is tensor if name in dict(gm.named_parameters()) else True
-        assert dict((*copy.named_parameters(), *copy.named_buffers()))[name] is tensor
-    assert torch.equal(copy(X), gm(X))
+    shared = dict((*copy.named_parameters(), *copy.named_buffers()))
+    assert {"0.weight", "3.running_mean"} <= set(shared)
+    assert all(shared[k] is v for k, v in (*gm.named_parameters(), *gm.named_buffers()))
 
 
 def test_new_metadata_of_a_clone_is_its_own(gm: GraphModule) -> None:
@@ -188,7 +187,7 @@ def test_a_broken_invariant_names_pass_stage_and_node(gm: GraphModule) -> None:
         run(pipeline(nothing, forget_the_value), gm, OPTIONS)
     message = str(caught.value)
     assert message.startswith("pass forget_the_value left a graph that stage 'captured' forbids")
-    assert "%relu has no example value" in message
+    assert "%relu_default has no example value" in message
 
 
 def test_the_stage_that_counts_is_that_of_the_step(gm: GraphModule) -> None:
@@ -209,18 +208,19 @@ def test_passes_are_given_the_options(gm: GraphModule) -> None:
 
 
 def test_a_record_counts_nodes_before_and_after(gm: GraphModule) -> None:
-    def fold_running_mean(gm: GraphModule, *, options: Options) -> GraphModule:
+    def drop_dropout(gm: GraphModule, *, options: Options) -> GraphModule:
         node = next(calls(gm, aten.dropout.default))
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         gm.graph.erase_node(node)
         return gm
 
     seen: list[Record] = []
-    after = run(pipeline(nothing, fold_running_mean), gm, OPTIONS, on_pass=seen.append)
-    count = len(gm.graph.nodes)
+    clean = run(pipeline(nothing), gm, OPTIONS)
+    after = run(pipeline(nothing, drop_dropout), clean, OPTIONS, on_pass=seen.append)
+    count = len(clean.graph.nodes)
     assert [(r.name, r.nodes) for r in seen] == [
         ("nothing", (count, count)),
-        ("fold_running_mean", (count, count - 1)),
+        ("drop_dropout", (count, count - 1)),
     ]
     assert all(r.seconds >= 0 for r in seen)
     assert seen[-1].graph is after
