@@ -42,10 +42,16 @@ GIB = 2**30
 
 def main() -> None:
     """Compile, time, check shapes, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--arch", choices=[*ARCHES, "digits"], default="sd14")
-    parser.add_argument("--batch", type=int, default=2, help="of the timed step; 2 is one image with guidance")
-    parser.add_argument("--size", type=int, help="height and width of the latents; the config's by default")
+    parser.add_argument(
+        "--batch", type=int, default=2, help="of the timed step; 2 is one image with guidance"
+    )
+    parser.add_argument(
+        "--size", type=int, help="height and width of the latents; the config's by default"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--calls", type=int, default=4, help="calibration calls")
     parser.add_argument("--recipe", default="w8a8-fast")
@@ -146,7 +152,9 @@ def oblong(call: dict[str, Any], ratio: tuple[int, int] | None) -> dict[str, Any
     if ratio is None:
         return call
     batch, channels, side, _ = call["sample"].shape
-    return call | {"sample": torch.randn(batch, channels, side * ratio[0] // 8, side * ratio[1] // 8)}
+    return call | {
+        "sample": torch.randn(batch, channels, side * ratio[0] // 8, side * ratio[1] // 8)
+    }
 
 
 def shape_of(x: torch.Tensor) -> list[int]:
@@ -170,7 +178,7 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def interleaved(systems: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median, minimum and maximum seconds of each system; they take turns, one warm-up turn each."""
+    """Median, minimum and maximum seconds of each system; they take turns after a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in systems}
     for turn in range(rounds + 1):
         for name, function in systems.items():
@@ -189,7 +197,10 @@ def errors(systems: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """Where and with what this ran."""
-    model = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "")
+    model = next(
+        (x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")),
+        "",
+    )
     return {
         "cpu": model.partition(":")[2].strip() or platform.processor(),
         "threads": torch.get_num_threads(),
@@ -203,19 +214,25 @@ def show(report: dict[str, Any]) -> None:
     """The table."""
     steps, error = report["seconds_per_step"], report["relative_l2_to_fp32"]
     base = steps["bf16 eager"]["median"]
-    table = Table(title=f"{report['arch']} {report['sample_shape']}, {report['machine']['threads']} threads")
+    table = Table(
+        title=f"{report['arch']} {report['sample_shape']}, {report['machine']['threads']} threads"
+    )
     for header in ("system", "s / step", "min - max", "x bf16 eager", "relative L2 to fp32"):
         table.add_column(header, justify="left" if header == "system" else "right")
     for name, t in steps.items():
         spread = f"{t['min']:.3f} - {t['max']:.3f}"
-        table.add_row(name, f"{t['median']:.3f}", spread, f"{base / t['median']:.2f}", f"{error[name]:.4f}")
+        table.add_row(
+            name, f"{t['median']:.3f}", spread, f"{base / t['median']:.2f}", f"{error[name]:.4f}"
+        )
     Console(width=100).print(table)
     c = report["compile"]
     print(
-        f"compile: {c['seconds']:.1f} s with {c['calls']} calls, {c['float_forwards_seconds']:.1f} s of float "
-        f"forwards; own overhead {c['own_overhead_seconds']:.1f} s (cold cache, first step included); peak memory "
-        f"{c['peak_memory_gib']:.2f} GiB = {c['peak_memory_over_fp32_weights']:.2f}x the fp32 weights "
-        f"({report['fp32_weights_gib']:.2f} GiB)\nserved by the one compile: {report['served_shapes']}"
+        f"compile: {c['seconds']:.1f} s with {c['calls']} calls, "
+        f"{c['float_forwards_seconds']:.1f} s of float forwards; own overhead "
+        f"{c['own_overhead_seconds']:.1f} s (cold cache, first step included)\n"
+        f"peak memory {c['peak_memory_gib']:.2f} GiB = {c['peak_memory_over_fp32_weights']:.2f}x "
+        f"the fp32 weights ({report['fp32_weights_gib']:.2f} GiB)\n"
+        f"served by the one compile: {report['served_shapes']}"
     )
 
 

@@ -42,7 +42,9 @@ TIMED_BATCH = 64
 
 def main() -> None:
     """Compile, sample, print the table, write the grid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--recipe", default="w8a8-fast")
     parser.add_argument("--images", type=int, default=2000, help="N of every figure")
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps")
@@ -120,7 +122,9 @@ def table(
         columns[name] = [
             f"{size_in_bytes(model) / 2**20:.2f} MiB",
             f"{speed[name]:.2f}",
-            "-" if name == "FP32" else f"{mean(mean_psnr(a, b) for a, b in zip(sets, fp, strict=False)):.1f} dB",
+            "-"
+            if name == "FP32"
+            else f"{mean(mean_psnr(a, b) for a, b in zip(sets, fp, strict=False)):.1f} dB",
             "-" if name == "FP32" or not full else spread(fd_ratios(features, floats)),
             f"{mean(frechet_distance(f, real) for f in features):.3f}" if full else "-",
             f"{100 * mean(recognition_rate(x, labels[: len(x)]) for x in sets):.2f} %",
@@ -133,7 +137,9 @@ def table(
         "FD to the real digits",
         "recognised by the classifier",
     ]
-    result = Table(title=f"digits, DDIM {steps} steps, N = {len(labels):,} images a seed; bf16: 256 images")
+    result = Table(
+        title=f"digits, DDIM {steps} steps, N = {len(labels):,} images a seed; bf16: 256 images"
+    )
     for header in ("", *models):
         result.add_column(header, justify="left" if not header else "right")
     for k, row in enumerate(rows):
@@ -153,14 +159,18 @@ def spread(ratios: list[FDRatio]) -> str:
     return f"{mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
-def grid(left: Tensor, right: Tensor, path: Path, rows: int = 8, columns: int = 10, zoom: int = 3) -> None:
+def grid(
+    left: Tensor, right: Tensor, path: Path, rows: int = 8, columns: int = 10, zoom: int = 3
+) -> None:
     """Images [N, 1, 16, 16] in [-1, 1] of two models, each as rows x columns, beside each other."""
     halves = [x[: rows * columns].reshape(rows, columns, 16, 16) for x in (left, right)]
     pictures = [h.permute(0, 2, 1, 3).reshape(rows * 16, columns * 16) for h in halves]
     gap = torch.ones(rows * 16, 4)
     pixels = ((torch.cat([pictures[0], gap, pictures[1]], dim=1) + 1) * 127.5).round().byte()
     picture = Image.fromarray(pixels.numpy())
-    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)
+    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(
+        path
+    )
 
 
 if __name__ == "__main__":

@@ -68,8 +68,13 @@ def main() -> Any:
         pipeline = DDIMPipeline(unet=qunet, scheduler=DDIMScheduler())
         pipeline.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(0)
-        images = pipeline(batch_size=2, num_inference_steps=5, generator=generator, output_type="np").images
-        print(f"{type(qunet).__name__}: images {images.shape}, {qunet.summary.bytes_after / 2**20:.2f} MiB")
+        images = pipeline(
+            batch_size=2, num_inference_steps=5, generator=generator, output_type="np"
+        ).images
+        print(
+            f"{type(qunet).__name__}: images {images.shape}, "
+            f"{qunet.summary.bytes_after / 2**20:.2f} MiB"
+        )
     return images
 
 

@@ -1,6 +1,6 @@
 """Compile a bundled diffusers UNet to int8 and draw four digits with it.
 
-    python examples/quickstart.py
+python examples/quickstart.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from tqdm import tqdm
 
+from fxquant import logs
 from fxquant.calibration.calls import read_calls, timesteps_of
 from fxquant.errors import BackendError, CaptureError, FallbackError, near
 from fxquant.graph import runner
 from fxquant.graph.capture import capture
+from fxquant.graph.dumps import CAPTURE, OnPass, dumping
 from fxquant.graph.nodes import attribute
 from fxquant.graph.options import Options
 from fxquant.graph.runner import Record
@@ -30,8 +31,6 @@ from fxquant.quant.table import ActivationTable, contiguous_groups, settle
 from fxquant.recipe import Recipe
 from fxquant.runtime.model import QuantizedModel, class_for, output_class
 from fxquant.runtime.summary import size_in_bytes, summarise
-
-OnPass = Callable[[Record], None]
 
 
 def compile(  # noqa: A001 - the name users expect, as in torch.compile
@@ -53,7 +52,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
             sampler run. Calls that cover the timesteps and conditions you will serve work best.
         recipe: a name, [method:]bits[-effort], or a Recipe.
         backend: "auto", or one kernel family: "x86", "reference".
-        progress: show a progress bar when the output is a terminal.
+        progress: show bars for what takes over two seconds, if standard error is a terminal.
         seed: of everything random during calibration.
         strict: refuse instead of running anything on a slower path than planned.
         on_pass: called with a record of every pass, for dumps.
@@ -67,18 +66,21 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
             fxquant.errors.
     """
     recipe = Recipe.parse(recipe)
-    options = Options(recipe, backend=check_backend(backend))
+    options = Options(recipe, backend=check_backend(backend), progress=progress)
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    logs.configure()
+    on_pass = dumping(on_pass)
     clock = Clock()
     signature, calls = read_calls(calib_loader, model)
     with _seeded(seed):
-        quantised = fake_quantise(model, signature, calls, options, clock, progress, on_pass)
+        quantised = fake_quantise(model, signature, calls, options, clock, on_pass)
     with clock("lower"):
         lowered = runner.run(pipelines.LOWER, quantised.graph, options, on_pass=on_pass)
     with clock("bind"):
         bound, slow = bind(lowered, options, strict, on_pass)
-    return class_for(type(model))(
+    original: Any = type(model)
+    return class_for(original)(
         bound,
         quantised.table,
         signature,
@@ -129,10 +131,12 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, phase: str):  # type: ignore[no-untyped-def]
+    def __call__(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+        log.info("%s: %.1f s", phase, seconds)
 
 
 def fake_quantise(
@@ -141,18 +145,24 @@ def fake_quantise(
     calls: Sequence[Sequence[Tensor]],
     options: Options,
     clock: Clock | None = None,
-    progress: bool = False,
     on_pass: OnPass | None = None,
 ) -> FakeQuantised:
-    """capture, prepare, annotate, observe, fake-quant, group."""
+    """capture, prepare, annotate, observe, fake-quant, group.
+
+    `on_pass` gets a record of capture, too.
+    """
     clock = clock or Clock()
     with clock("capture"):
+        started = time.perf_counter()
         graph = capture(model, (), signature.unflatten(calls[0])).graph_module
+        seconds = time.perf_counter() - started
+        if on_pass:
+            on_pass(Record(CAPTURE, seconds, (0, len(graph.graph.nodes)), graph))
         graph = runner.run(
             (*pipelines.PREPARE, *pipelines.OBSERVE), graph, options, on_pass=on_pass
         )
     with clock("calibrate"):
-        table = observe(graph, signature, calls, options.recipe.timestep_groups, progress)
+        table = observe(graph, signature, calls, options.recipe.timestep_groups, options.progress)
     with clock("quantise weights"):
         graph = runner.run(pipelines.FAKE_QUANT, graph, options, on_pass=on_pass)
     return FakeQuantised(graph, table)
@@ -172,7 +182,7 @@ def observe(
     timesteps = timesteps_of(signature, calls)
     distinct, rows = contiguous_groups(timesteps or [0.0], groups)
     lookup = ActivationTable(torch.zeros(groups, 0, 2), distinct, rows)
-    for call in tqdm(calls, desc="calibrate", unit="call", disable=None if progress else True):
+    for call in logs.progress(calls, "calibrate", "call", show=progress):
         index = signature.timestep_index
         t = call[index] if index is not None else torch.zeros(call[0].shape[0])
         with torch.no_grad():
@@ -194,7 +204,7 @@ def check_backend(backend: str) -> str:
 
 
 @contextmanager
-def _seeded(seed: int):  # type: ignore[no-untyped-def]
+def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -8,8 +8,11 @@
     ├── PassError           a rewrite failed; names the pass and the node
     │   └── InvariantError  a rewrite finished but left a graph its stage forbids
     ├── BackendError        no kernel, or an unknown backend
-    │   └── FallbackError   strict=True met an unplanned fallback
-    └── ModelError          MODEL on the command line is neither a folder nor a bundled name
+    │   ├── FallbackError   strict=True met an unplanned fallback
+    │   └── KernelBuildError  a C++ kernel did not compile (in fxquant.kernels.jit)
+    ├── ModelError          MODEL on the command line is not what the command needs
+    ├── EvaluationError     a figure was asked for that this model or installation cannot give
+    └── SettingError        an environment variable or an output place cannot be used
 
 Each message says what was wrong, where, and what to do. `assert` is only for our own bugs.
 """
@@ -58,6 +61,14 @@ class FallbackError(BackendError):
 
 class ModelError(FxquantError):
     """The MODEL argument names nothing that can be loaded."""
+
+
+class EvaluationError(FxquantError):
+    """A figure that cannot be had: no labels, other inputs, or an optional package is missing."""
+
+
+class SettingError(FxquantError):
+    """FXQUANT_LOG or FXQUANT_DUMP makes no sense, or a file or folder cannot be written."""
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -66,10 +66,15 @@ class Recipe:
         _one_of("compute_dtype", self.compute_dtype, _DTYPES)
         check_observer(self.activation_observer)
         for name in ("weight_bits", "activation_bits"):
-            if not 2 <= getattr(self, name) <= 16:
-                raise RecipeError(f"{name}={getattr(self, name)}; quantisers have 2 to 16 bits")
-        if self.timestep_groups < 1:
-            raise RecipeError(f"timestep_groups={self.timestep_groups}; at least 1 is needed")
+            bits = getattr(self, name)
+            if not isinstance(bits, int) or not 2 <= bits <= 16:
+                raise RecipeError(f"{name}={bits!r}; quantisers have 2 to 16 bits")
+        if not isinstance(self.timestep_groups, int) or self.timestep_groups < 1:
+            raise RecipeError(f"timestep_groups={self.timestep_groups!r}; at least 1 is needed")
+        patterns: Any = self.keep_float
+        if isinstance(patterns, str):  # it would be taken as a sequence of one-letter patterns
+            raise RecipeError(f"keep_float={patterns!r}; give a tuple of patterns")
+        object.__setattr__(self, "keep_float", tuple(patterns))
         if (self.method, self.effort) not in _AVAILABLE:
             raise RecipeError(
                 f"recipe {self.name!r} needs block reconstruction by {self.method}, which this version "
@@ -95,6 +100,10 @@ class Recipe:
         """
         if isinstance(recipe, Recipe):
             return recipe
+        if not isinstance(recipe, str):
+            raise RecipeError(
+                f"a recipe is a name such as 'w8a8-fast' or a Recipe, not a {type(recipe).__name__}"
+            )
         match = re.fullmatch(r"(?:(\w+):)?(\w+?)(?:-(\w+))?", recipe)
         if not match:
             raise RecipeError(

@@ -14,6 +14,7 @@ from fxquant.passes.lower.integer_layers import integer_layers
 from fxquant.passes.lower.select_kernels import select_kernels
 from fxquant.passes.lower.set_compute_dtype import set_compute_dtype
 from fxquant.passes.prepare.fold_constants import fold_constants
+from fxquant.passes.prepare.functionalize import functionalize
 from fxquant.passes.prepare.mark_timestep_only import mark_timestep_only
 from fxquant.passes.prepare.strip_noops import strip_noops
 from fxquant.passes.quantize.annotate import annotate
@@ -23,6 +24,7 @@ from fxquant.passes.quantize.observers_to_fake_quant import observers_to_fake_qu
 from fxquant.passes.quantize.split_shortcut import split_shortcut
 
 PREPARE = (
+    Step(functionalize, "captured", "first: nothing after it has to think about writes"),
     Step(strip_noops, "prepared", "later passes match fewer shapes of the same thing"),
     Step(fold_constants, "prepared", "what needs no input is computed once"),
     Step(mark_timestep_only, "prepared", "these values repeat for every image of a step"),
@@ -40,9 +42,7 @@ LOWER = (
     Step(integer_layers, "lowered", "real integers first: all fusions match fxquant operators"),
     Step(fuse_epilogues, "lowered", "before producers: an add taken by a layer is none of theirs"),
     Step(fuse_producers, "lowered", "norms and activations write integers"),
-    Step(
-        fuse_requantize, "lowered", "what is still quantised after a layer is the layer's output"
-    ),
+    Step(fuse_requantize, "lowered", "what is still quantised after a layer is the layer's output"),
 )
 BIND = (
     Step(set_compute_dtype, "lowered", "when it is settled what stays float"),

@@ -15,7 +15,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def load(name: str) -> ModuleType:
     """The example as a module."""
     spec = importlib.util.spec_from_file_location(f"examples_{name}", EXAMPLES / f"{name}.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

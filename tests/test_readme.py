@@ -24,7 +24,9 @@ def test_the_first_example_runs(capsys):
 
 
 def test_the_pass_table_is_the_pipeline():
-    rows = re.search(r"<!-- passes -->\n\|[^\n]*\n\|[^\n]*\n(.*?)<!-- /passes -->", README, re.DOTALL)
+    rows = re.search(
+        r"<!-- passes -->\n\|[^\n]*\n\|[^\n]*\n(.*?)<!-- /passes -->", README, re.DOTALL
+    )
     assert rows
     expected = "".join(f"| {r['number']} | `{r['pass']}` | {r['summary']} |\n" for r in table())
     assert rows.group(1) == expected

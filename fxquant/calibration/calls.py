@@ -33,14 +33,14 @@ def read_calls(loader: Iterable[Any], model: nn.Module) -> tuple[Signature, list
             args, kwargs = as_arguments(item)
             signature = signature or signature_of(model, args, kwargs)
             tensors = signature.flatten(args, kwargs)
-            _check_finite(signature, tensors)
+            _check_values(signature, tensors)
         except CallError as error:
             raise CallError(f"calibration call {number}: {error}") from error
         calls.append(tensors)
     if signature is None:
         raise LoaderError(
-            "the calibration loader yielded nothing. If it is a generator, it may have been used up; "
-            "fxquant.calibration.record takes the calls of a sampler run"
+            "the calibration loader yielded nothing. If it is a generator, it may have been used "
+            "up; fxquant.calibration.record takes the calls of a sampler run"
         )
     return signature, calls
 
@@ -61,28 +61,31 @@ def timesteps_of(signature: Signature, calls: Iterable[Sequence[Tensor]]) -> lis
 
 
 def _items(loader: Iterable[Any]) -> Iterator[Any]:
-    try:
-        iterator = iter(loader)
-    except TypeError:
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise LoaderError(
             f"the calibration loader is a {type(loader).__name__}, which cannot be iterated; "
             "give a list, a DataLoader or a generator of UNet calls"
-        ) from None
+        )
+    iterator: Iterator[Any] | None = None
     number = 0
     while True:
         try:
+            iterator = iter(loader) if iterator is None else iterator
             item = next(iterator)
         except StopIteration:
             return
         except Exception as error:
             raise LoaderError(
-                f"the calibration loader raised {type(error).__name__} after {number} calls: {error}"
+                f"the calibration loader raised {type(error).__name__} after {number} calls: "
+                f"{error}"
             ) from error
         yield item
         number += 1
 
 
-def _check_finite(signature: Signature, tensors: Sequence[Tensor]) -> None:
+def _check_values(signature: Signature, tensors: Sequence[Tensor]) -> None:
+    if not tensors[0].numel():
+        raise CallError(f"{signature.names[0]} is empty: {list(tensors[0].shape)}")
     for name, tensor in zip(signature.names, tensors, strict=True):
         if (
             tensor.device.type != "meta"

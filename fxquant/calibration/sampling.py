@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fxquant.logs import progress as progress_bar
+
 
 @torch.no_grad()
 def sample_ddim(
@@ -35,7 +37,7 @@ def sample_ddim(
         class_labels: [N] int64, one an image; None for an unconditional model.
         count: N, needed only without labels.
         generator: a CPU generator to draw the noise from instead of `seed`.
-        progress: show a progress bar.
+        progress: show a bar if it takes over two seconds and standard error is a terminal.
 
     Returns:
         [N, C, H, W] float32 on the CPU, in the model's own range, not clamped.
@@ -51,7 +53,7 @@ def sample_ddim(
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
     images = []
-    with tqdm(total=count * steps, desc="sample", unit="step", disable=not progress) as bar:
+    with progress_bar(what="sample", unit="step", total=count * steps, show=progress) as bar:
         for start in range(0, count, batch_size):
             part = slice(start, start + batch_size)
             labels = None if class_labels is None else class_labels[part]

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             f"nothing comes before {CAPTURE}; `fxquant dump --after {CAPTURE}` shows it"
         )
     texts = [dump(made[k].graph, options.unit) for k in (before, len(made) - 1)]
-    text = diff(*texts, names=(made[before].name, made[-1].name))
+    text = diff(texts[0], texts[1], (made[before].name, made[-1].name))
     sys.stdout.write(text)
     return 1 if text else 0
 

@@ -12,11 +12,10 @@ from fxquant.compiler import fake_quantise
 from fxquant.errors import PassError, near
 from fxquant.graph import runner
 from fxquant.graph.capture import capture
+from fxquant.graph.dumps import CAPTURE, header
 from fxquant.graph.options import Options
 from fxquant.graph.runner import Record
 from fxquant.passes import pipelines
-
-CAPTURE = "capture"
 
 
 def names() -> list[str]:
@@ -48,11 +47,6 @@ def records_until(model: nn.Module, options: Options, last: str) -> list[Record]
             after_calibration, quantised.graph, options, stop_after=last, on_pass=records.append
         )
     return records[: [r.name for r in records].index(last) + 1]
-
-
-def header(number: int, record: Record) -> str:
-    """# 07 insert_observers  +38 nodes"""
-    return f"# {number:02d} {record.name}  {record.nodes[1] - record.nodes[0]:+d} nodes\n"
 
 
 def _has(pipeline: Sequence[runner.Step], name: str) -> bool:

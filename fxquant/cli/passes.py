@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
 from fxquant.passes import pipelines
 
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def table() -> list[dict]:
+def table() -> list[dict[str, Any]]:
     """number, pass, stage, summary (first line of its module) and reason of every pass."""
     return [
         {

@@ -148,9 +148,16 @@ def sample_digits(
     steps: int = 50,
     seed: int = 0,
     batch_size: int = 250,
+    progress: bool = False,
 ) -> Tensor:
     """DDIM (eta 0) images [N, 1, 16, 16] in [-1, 1] for labels [N]; see `sample_ddim`."""
     images = sample_ddim(
-        unet, scheduler, class_labels=labels, steps=steps, seed=seed, batch_size=batch_size
+        unet,
+        scheduler,
+        class_labels=labels,
+        steps=steps,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
     )
     return images.clamp(-1, 1)

@@ -113,7 +113,9 @@ def _size_multiples(model: nn.Module) -> tuple[int, ...]:
     return (1, 2, 4, 8, 16)
 
 
-def _dynamic_shapes(signature: Signature, example: list[Tensor], multiple: int) -> tuple[dict, ...]:
+def _dynamic_shapes(
+    signature: Signature, example: list[Tensor], multiple: int
+) -> tuple[dict[int, Any], ...]:
     batch = Dim("batch", max=_TRACED_BATCH_LIMIT)
     height, width, tokens = Dim("height"), Dim("width"), Dim("tokens")
     shapes: list[dict[int, Any]] = []
@@ -141,7 +143,8 @@ def _traceable(tensor: Tensor, name: str) -> Tensor:
 def _plain(exported: torch.export.ExportedProgram, signature: Signature) -> GraphModule:
     """The exported module without pytrees, hooks and guards, attributes named as in the model."""
     source = exported.module(check_guards=False)
-    graph, copies = Graph(), {}
+    graph = Graph()
+    copies: dict[Node, Node] = {}
     attributes: dict[str, Any] = {}
     placeholders = iter(signature.names)
     for node in source.graph.nodes:
@@ -204,8 +207,9 @@ def _explain(error: Exception, model: nn.Module) -> str:
     return (
         f"torch.export could not trace {type(model).__name__}"
         + (f" in module {place}, {line}" if place else "")
-        + f": {type(error).__name__}: {reason}\nA module is captured whole: its forward may not branch on "
-        "tensor values or leave torch. Rewrite that line, or compile the submodule that can be traced."
+        + f": {type(error).__name__}: {reason}\nA module is captured whole: its forward may not "
+        "branch on tensor values or leave torch. Rewrite that line, or compile the submodule that "
+        "can be traced."
     )
 
 

@@ -1,7 +1,7 @@
 """One text form of a graph, for people, goldens, errors and logs.
 
     # unit down_blocks.0.resnets.0  ResnetBlock2D
-      %conv2d_1: f32[Bx32x8hx8w] = conv2d(%silu:u8/t, down_blocks.0.resnets.0.conv1.weight:i8/c0, ...)
+      %conv2d_1: f32[Bx32x8hx8w] = conv2d(%silu:u8/t, down.0.conv1.weight:i8/c0, ...)
 
 dtype[shape], inputs with the spec of the quantised edge (u8/t: 8 bit, affine, per tensor; i8/c0:
 symmetric, per channel of axis 0), weights and sizes folded into their user. Symbolic sizes: B
@@ -142,9 +142,8 @@ def _fxquant_arguments(node: Node, quant: dict[str, Any], symbols: dict[str, str
     for name, value in values.items():
         if name in hidden:
             continue
-        text = _argument(value, symbols) + (
-            f":{QuantSpec.from_json(specs[name])}" if specs.get(name) else ""
-        )
+        spec = specs.get(name)
+        text = _argument(value, symbols) + (f":{QuantSpec.from_json(spec)}" if spec else "")
         yield text if name in _OPERANDS else f"{name}={text}"
 
 

@@ -23,6 +23,14 @@ def layout_chain(layer: Node) -> list[Node]:
     return chain
 
 
+def edge_source(layer: Node) -> Node:
+    """The node above the layer's layout chain."""
+    chain = layout_chain(layer)
+    source = chain[-1].args[0] if chain else layer.args[0]
+    assert isinstance(source, Node)
+    return source
+
+
 def edge_root(layer: Node, quantised: set[Node]) -> tuple[Node, list[Node]]:
     """The highest node a quantiser of this layer's input may follow, and the chain below it.
 

@@ -41,6 +41,7 @@ LAYOUT = frozenset(
     }
 )
 PAD = aten.pad.default
+CONSTANTS = "constants."  # prefix of the buffers that fold_constants makes
 CONSTANT_PAD = aten.constant_pad_nd.default
 
 
@@ -128,7 +129,7 @@ def call(
     *,
     like: Node,
 ) -> Node:
-    """A call_function node at the current insertion point, example value computed, notes of `like`."""
+    """A call_function node at the insertion point, its value computed, with the notes of `like`."""
     node = gm.graph.call_function(target, args, dict(kwargs or {}))
     node.meta = {k: like.meta[k] for k in ("custom", "stack_trace") if k in like.meta}
     refresh(gm, node)

@@ -18,11 +18,13 @@ class Options:
         recipe: what the user chose.
         machine: the machine to lower for; not necessarily this one.
         backend: "auto" or one kernel family; see fxquant.kernels.dispatch.
+        progress: a slow pass may show a progress bar.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     machine: Machine = field(default_factory=detect)
     backend: str = "auto"
+    progress: bool = False
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -128,7 +128,8 @@ def bind(
     unknown = [k for k in kwargs if k not in parameters]
     if unknown:
         raise CallError(
-            f"unknown argument {', '.join(map(repr, unknown))}; forward takes {', '.join(parameters)}"
+            f"unknown argument {', '.join(map(repr, unknown))}; "
+            f"forward takes {', '.join(parameters)}"
         )
     doubled = [k for k in kwargs if k in given]
     if doubled:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.edges import edge_source
 from fxquant.graph.nodes import aten, is_layer, note
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
 
@@ -17,7 +18,7 @@ OBSERVERS = "observers"
 def values_are_fresh(gm: GraphModule) -> Iterator[str]:
     """Every computed node carries an example value."""
     for node in gm.graph.nodes:
-        if node.op not in ("output",) and "val" not in node.meta:
+        if node.op != "output" and "val" not in node.meta:
             yield f"%{node.name} has no example value (insert nodes with fxquant.graph.nodes.call)"
 
 
@@ -107,11 +108,8 @@ def violations(gm: GraphModule, stage: str) -> list[str]:
 
 def quantiser_of(layer: Node, wanted: Callable[[Node], bool]) -> Node | None:
     """The observer or fake-quant node a layer's input comes from, through layout operators."""
-    from fxquant.graph.edges import layout_chain
-
-    chain = layout_chain(layer)
-    root = chain[-1].args[0] if chain else layer.args[0]
-    return root if isinstance(root, Node) and wanted(root) else None
+    source = edge_source(layer)
+    return source if wanted(source) else None
 
 
 def _is_observer(node: Node) -> bool:

@@ -16,11 +16,17 @@ def round_straight_through(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
+def along_samples(values: Tensor, x: Tensor) -> Tensor:
+    """One value per sample, [B], as one per leading index of x, [B] or [B * k]."""
+    parts = x.shape[0] // values.shape[0]
+    return values if parts == 1 else values.repeat_interleave(parts)
+
+
 def fake_quantize(x: Tensor, row: Tensor, index: int, bits: int) -> Tensor:
     """An activation as its integers would represent it.
 
     Args:
-        x: [B, ...] float.
+        x: [B, ...] float, or [B * k, ...] where a model folds k parts of each sample together.
         row: [n, 2] scales and zero points, or [B, n, 2] with a row per sample.
         index: quantiser, 0 to n-1.
 
@@ -30,7 +36,7 @@ def fake_quantize(x: Tensor, row: Tensor, index: int, bits: int) -> Tensor:
     low, high = integer_range(bits)
     scale, zero = row[..., index, 0], row[..., index, 1]
     if row.ndim == 3:
-        scale, zero = (v.view(-1, *[1] * (x.ndim - 1)) for v in (scale, zero))
+        scale, zero = (along_samples(v, x).view(-1, *[1] * (x.ndim - 1)) for v in (scale, zero))
     q = (round_straight_through(x.float() / scale) + zero).clamp(low, high)
     return ((q - zero) * scale).to(x.dtype)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import RecipeError, near
+from fxquant.quant.fake_quant import along_samples
 from fxquant.quant.search import pnorm_range
 from fxquant.quant.spec import QuantSpec
 
@@ -124,8 +125,9 @@ class ObservedEdge(nn.Module):
         if len(self.rows) == 1:
             self._update(0, x)
         else:
+            rows = along_samples(group, x)
             for row in group.unique().tolist():
-                self._update(row, x[group == row])
+                self._update(row, x[rows == row])
         return x
 
     def _update(self, row: int, x: Tensor) -> None:

@@ -6,6 +6,8 @@ the published 100-candidate optimum to within half a percent of the range at a t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,7 @@ def _weight_scale(x: Tensor, bits: int, p: float) -> Tensor:
     return full * _coarse_to_fine(error, x.shape[0], x.device)
 
 
-def _coarse_to_fine(error, rows: int, device: torch.device) -> Tensor:  # type: ignore[no-untyped-def]
+def _coarse_to_fine(error: Callable[[Tensor], Tensor], rows: int, device: torch.device) -> Tensor:
     """Fraction of the full range with the least error, per row; error maps [R] to [R]."""
     best = torch.ones(rows, device=device)
     least = error(best)

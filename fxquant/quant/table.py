@@ -45,7 +45,7 @@ class ActivationTable(nn.Module):
         self._warned = False
         self._lock = threading.Lock()
 
-    def __deepcopy__(self, memo: dict) -> ActivationTable:
+    def __deepcopy__(self, memo: dict[int, object]) -> ActivationTable:
         return ActivationTable(self.values.clone(), self.timesteps.clone(), self.groups.clone())
 
     def group(self, timestep: Tensor) -> Tensor:
@@ -72,8 +72,8 @@ class ActivationTable(nn.Module):
             if not self._warned:
                 self._warned = True
                 log.warning(
-                    "timestep outside the calibrated range [%g, %g]; its nearest end serves. Calibrate "
-                    "with the sampler you serve with to avoid this.", float(low), float(high)
+                    "timestep outside the calibrated range [%g, %g]; its nearest end serves. "
+                    "Calibrate with the sampler you serve with to avoid this.", float(low), float(high)
                 )  # fmt: skip
 
 

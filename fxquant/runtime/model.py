@@ -64,6 +64,7 @@ class QuantizedModel(nn.Module):
         self.summary = summary
         self.config = config
         self._output = output
+        _own_tensors(self)
         self.eval()
 
     @property
@@ -118,24 +119,40 @@ class QuantizedModel(nn.Module):
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None and device.type != self.device.type:
             raise BackendError(
-                f"this model's kernels were chosen for {self.device.type}; to serve on {device.type}, "
-                f"move the float model there and compile it again"
+                f"this model's kernels were chosen for {self.device.type}; to serve on "
+                f"{device.type}, move the float model there and compile it again"
             )
         if dtype is not None and dtype != self.dtype:
             log.warning("a compiled model keeps its precision; .to(%s) changes nothing", dtype)
         return self
 
-    def float(self) -> QuantizedModel:
-        return self.to(torch.float32)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedModel:
+        """What .half() and .cuda() call, and .to() of an enclosing module: stay, as `to` says."""
+        changed = fn(torch.empty(1, dtype=self.dtype, device=self.device))
+        return self.to(changed.device, changed.dtype)
 
-    def half(self) -> QuantizedModel:
-        return self.to(torch.float16)
 
-    def bfloat16(self) -> QuantizedModel:
-        return self.to(torch.bfloat16)
+def _own_tensors(module: nn.Module) -> None:
+    """Replace every tensor by a copy without gradients.
 
-    def double(self) -> QuantizedModel:
-        return self.to(torch.float64)
+    Layers that stayed float still hold the original model's own parameters; and tensors made in
+    inference mode count no changes, so that kernels could not tell when to pack them again.
+    """
+    copies: dict[int, Tensor] = {}  # tied tensors stay tied
+
+    @torch.no_grad()
+    def copy(tensor: Tensor) -> Tensor:
+        new = tensor.detach().clone()
+        return nn.Parameter(new, False) if isinstance(tensor, nn.Parameter) else new
+
+    with torch.inference_mode(mode=False):
+        for part in module.modules():
+            for tensors in (part._parameters, part._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        if id(tensor) not in copies:
+                            copies[id(tensor)] = copy(tensor)
+                        tensors[name] = copies[id(tensor)]
 
 
 @functools.cache

@@ -22,8 +22,9 @@ def fuse_epilogues(gm: GraphModule, *, options: Options) -> GraphModule:
         %add_1: f32[Bx32x8hx8w] = fxquant.conv2d(%fq_1, ..., residual=%x)
     """
     for layer in calls(gm, *LAYERS):
-        while (fused := _fuse_next(gm, layer)) is not None:
-            layer = fused
+        fused: Node | None = layer
+        while fused is not None:
+            fused = _fuse_next(gm, fused)
     return gm
 
 

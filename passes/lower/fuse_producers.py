@@ -21,9 +21,9 @@ def fuse_producers(gm: GraphModule, *, options: Options) -> GraphModule:
 
         %group_norm: f32[Bx32x8hx8w] = group_norm(%x, 8, norm1.weight, norm1.bias, 1e-05)
         %silu: f32[Bx32x8hx8w] = silu(%group_norm)
-        %fq_0: u8[Bx32x8hx8w] = fxquant.quantize(%silu, %row, 0, 8, none, u8)
+        %fq_0: u8[Bx32x8hx8w] = fxquant.quantize(%silu, %row, index=0, ...)
     becomes
-        %fq_0: u8[Bx32x8hx8w] = fxquant.group_norm_silu_quantize(%x, %row, 0, 8, norm1.weight, ..., silu, u8)
+        %fq_0: u8[Bx32x8hx8w] = fxquant.group_norm_silu_quantize(%x, %row, index=0, ...)
     """
     for node in calls(gm, QUANTIZE):
         for rule in RULES:
@@ -183,7 +183,15 @@ def _add(quantize: Node) -> Match | None:
     ):
         return None
     q = arguments(quantize)
-    return ops.add_quantize.default, (a, b, q["row"], q["index"], q["bits"], q["dtype"], "reference")
+    return ops.add_quantize.default, (
+        a,
+        b,
+        q["row"],
+        q["index"],
+        q["bits"],
+        q["dtype"],
+        "reference",
+    )
 
 
 def _activation(quantize: Node) -> Match | None:
@@ -264,4 +272,6 @@ def _lower_attention(gm: GraphModule, node: Node) -> None:
     mask, dropout = argument(node, 3, "attn_mask"), argument(node, 4, "dropout_p", 0.0)
     if dropout or argument(node, 5, "is_causal", False) or node.kwargs.get("enable_gqa"):
         return
-    take_over(gm, node, ops.attention.default, (q, k, v, mask, node.kwargs.get("scale"), "reference"))
+    take_over(
+        gm, node, ops.attention.default, (q, k, v, mask, node.kwargs.get("scale"), "reference")
+    )

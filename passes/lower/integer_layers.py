@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.edges import layout_chain
+from fxquant.graph.edges import edge_source, layout_chain
 from fxquant.graph.lowered import ops
 from fxquant.graph.nodes import (
     CONSTANT_PAD,
@@ -41,8 +41,8 @@ def integer_layers(gm: GraphModule, *, options: Options) -> GraphModule:
         %fq_0: f32[Bx32x8hx8w] = fake_quantize(%silu, %row, 0, 8)
         %conv2d: f32[...] = conv2d(%fq_0, %fq_conv1_weight, conv1.bias, [1, 1], [1, 1])
     becomes
-        %fq_0: u8[Bx32x8hx8w] = fxquant.quantize(%silu, %row, 0, 8, none, u8)
-        %conv2d: f32[...] = fxquant.conv2d(%fq_0, %row, 0, conv1.weight, conv1.weight_scale, conv1.bias, ...)
+        %fq_0: u8[Bx32x8hx8w] = fxquant.quantize(%silu, %row, index=0, bits=8, dtype=u8)
+        %conv2d: f32[...] = fxquant.conv2d(%fq_0, %row, x_index=0, conv1.weight, ...)
     """
     layers = [n for n in gm.graph.nodes if is_layer(n) and _has_kernel(n)]
     edges = {layer: _edge(layer) for layer in layers}
@@ -64,16 +64,15 @@ def _has_kernel(layer: Node) -> bool:
     assert isinstance(weight, Node)
     if root.target is not fake_quantize or weight.target is not fake_quantize_weight:
         return False
-    return root.args[3] <= 8 and weight.args[2] <= 8  # type: ignore[operator]
+    bits = (root.args[3], weight.args[2])
+    return all(isinstance(b, int) and b <= 8 for b in bits)
 
 
 def _edge(layer: Node) -> tuple[Node, Node | None]:
     """Root of the layer's input and the padding directly before it."""
     chain = layout_chain(layer)
-    root = chain[-1].args[0] if chain else layer.args[0]
-    assert isinstance(root, Node)
     pad = chain[0] if chain and chain[0].target in (PAD, CONSTANT_PAD) else None
-    return root, pad
+    return edge_source(layer), pad
 
 
 def _quantise(gm: GraphModule, root: Node, dtype: torch.dtype) -> Node:
@@ -81,7 +80,8 @@ def _quantise(gm: GraphModule, root: Node, dtype: torch.dtype) -> Node:
     x, row, index, bits = root.args
     name = root.name
     with gm.graph.inserting_before(root):
-        new = call(gm, ops.quantize.default, (x, row, index, bits, "none", dtype, "reference"), like=root)
+        args = (x, row, index, bits, "none", dtype, "reference")
+        new = call(gm, ops.quantize.default, args, like=root)
     write_note(new, source=name)
     replace(root, new)
     new.name = name

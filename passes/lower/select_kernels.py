@@ -24,7 +24,7 @@ def select_kernels(gm: GraphModule, *, options: Options) -> GraphModule:
 
 
 def choice(node: Node, options: Options) -> Choice:
-    """The kernel for a node on the options' machine, and why the ones before it were passed over."""
+    """The kernel for a node on the options' machine, and why not the ones before it."""
     return choose(config(node, options), options.backend)
 
 

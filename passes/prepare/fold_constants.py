@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from fxquant.graph.nodes import attribute, get_attr, is_symbolic, replace, set_buffer
+from fxquant.graph.nodes import CONSTANTS, attribute, get_attr, is_symbolic, replace, set_buffer
 from fxquant.graph.options import Options
 
 _LARGEST = 1 << 16  # elements: frequency tables and the like, never a weight
@@ -40,11 +40,12 @@ def _is_foldable(node: Node, values: dict[Node, Tensor]) -> bool:
     if node.op != "call_function" or is_symbolic(node):
         return False
     value = node.meta.get("val")
-    small = isinstance(value, Tensor) and all(isinstance(s, int) for s in value.shape)
-    return small and value.numel() <= _LARGEST and all(n in values for n in node.all_input_nodes)
+    if not isinstance(value, Tensor) or not all(isinstance(s, int) for s in value.shape):
+        return False
+    return value.numel() <= _LARGEST and all(n in values for n in node.all_input_nodes)
 
 
 def _bind(gm: GraphModule, node: Node, value: Tensor) -> None:
-    target = set_buffer(gm, f"constants.{node.name}", value.detach().clone())
+    target = set_buffer(gm, f"{CONSTANTS}{node.name}", value.detach().clone())
     with gm.graph.inserting_before(node):
         replace(node, get_attr(gm, target, like=node))

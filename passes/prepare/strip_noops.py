@@ -57,7 +57,13 @@ def _same_shape(a: Tensor, b: Tensor) -> bool:
 
 def _by(constant: float) -> Callable[[Node], bool]:
     """Is the second operand this number, and does the first keep shape and dtype?"""
-    return lambda node: node.args[1] == constant and not node.kwargs and _same_value(node)
+
+    def check(node: Node) -> bool:
+        number = node.args[1]
+        plain = isinstance(number, int | float) and number == constant and not node.kwargs
+        return plain and _same_value(node)
+
+    return check
 
 
 def _whole_slice(node: Node) -> bool:

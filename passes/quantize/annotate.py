@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from fxquant.graph.edges import edge_root
-from fxquant.graph.nodes import argument, is_layer, module_path, write_note
+from fxquant.graph.nodes import CONSTANTS, argument, is_layer, module_path, write_note
 from fxquant.graph.options import Options
 from fxquant.quant.spec import QuantSpec
 from fxquant.recipe import Recipe
@@ -66,6 +66,8 @@ def reason_to_stay_float(layer: Node, recipe: Recipe) -> str | None:
     weight = layer.args[1]
     if not isinstance(weight, Node) or weight.op != "get_attr":
         return "its weight is computed, not a parameter"
+    if str(weight.target).startswith(CONSTANTS):
+        return "its weight is a fixed filter, not a parameter"
     if argument(layer, 6, "groups", 1) != 1:
         return "grouped convolutions have no integer kernel"
     return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
-from fxquant.graph.edges import layout_chain
+from fxquant.graph.edges import edge_source, layout_chain
 from fxquant.graph.nodes import is_layer, write_note
 from fxquant.graph.options import Options
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
@@ -28,11 +28,10 @@ def group_units(gm: GraphModule, *, options: Options) -> GraphModule:
             write_note(node, unit=unit)
     for layer in filter(is_layer, gm.graph.nodes):
         unit = unit_of(layer)
-        chain = layout_chain(layer)
-        root = chain[-1].args[0] if chain else layer.args[0]
-        if root.target is fake_quantize:
-            for node in (root, *chain):
+        source, weight = edge_source(layer), layer.args[1]
+        if source.target is fake_quantize:
+            for node in (source, *layout_chain(layer)):
                 write_note(node, unit=unit)
-        if layer.args[1].target is fake_quantize_weight:
-            write_note(layer.args[1], unit=unit)
+        if isinstance(weight, Node) and weight.target is fake_quantize_weight:
+            write_note(weight, unit=unit)
     return gm

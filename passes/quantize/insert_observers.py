@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import GraphModule, Node
 
@@ -51,7 +53,9 @@ def add_group_input(gm: GraphModule) -> Node:
     return group
 
 
-def _insert(gm: GraphModule, root: Node, group: Node, layer: Node, edge: dict, groups: int) -> Node:
+def _insert(
+    gm: GraphModule, root: Node, group: Node, layer: Node, edge: dict[str, Any], groups: int
+) -> Node:
     name = f"{OBSERVERS}.{edge['index']}"
     gm.add_submodule(name, ObservedEdge(QuantSpec.from_json(edge), groups))
     after = root if root.op != "placeholder" else group

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -19,6 +21,7 @@ from fxquant.graph.nodes import (
 )
 from fxquant.graph.options import Options
 from fxquant.graph.stages import OBSERVERS
+from fxquant.logs import progress
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
 from fxquant.quant.search import absmax_weight_scale, pnorm_weight_scale
 
@@ -49,7 +52,8 @@ def observers_to_fake_quant(gm: GraphModule, *, options: Options) -> GraphModule
     gm.graph.erase_node(
         next(n for n in gm.graph.nodes if n.op == "placeholder" and n.name == "group")
     )
-    for layer in [n for n in gm.graph.nodes if is_layer(n)]:
+    layers = [n for n in gm.graph.nodes if is_layer(n)]
+    for layer in progress(layers, "quantise weights", "layer", show=options.progress):
         spec = (note(layer, "quant") or {}).get("weight")
         if spec:
             _fake_quantise_weight(gm, layer, spec)
@@ -65,7 +69,7 @@ def _group_input_becomes_row(gm: GraphModule, quantisers: int) -> Node:
     return row
 
 
-def _fake_quantise_weight(gm: GraphModule, layer: Node, spec: dict) -> None:
+def _fake_quantise_weight(gm: GraphModule, layer: Node, spec: dict[str, Any]) -> None:
     weight = layer.args[1]
     assert isinstance(weight, Node)
     name = str(weight.target)

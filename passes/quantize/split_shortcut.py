@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.fx import GraphModule, Node
 
 from fxquant.graph.nodes import (
@@ -51,9 +53,12 @@ def _is_concatenated_shortcut(conv: Node) -> bool:
 
 
 def _split(gm: GraphModule, conv: Node) -> None:
-    parts, name = conv.args[0].args[0], str(conv.args[1].target)  # type: ignore[union-attr]
+    source, parameter = conv.args[:2]
+    assert isinstance(source, Node)
+    assert isinstance(parameter, Node)
+    parts: Any = source.args[0]
+    name, rest = str(parameter.target), tuple(conv.args[3:])
     weight, start, total = attribute(gm, name), 0, None
-    rest = tuple(conv.args[3:])
     with gm.graph.inserting_before(conv):
         for k, part in enumerate(parts):
             stop = start + shape(part)[1]

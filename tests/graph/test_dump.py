@@ -45,8 +45,7 @@ def test_no_tracer_symbol_is_left() -> None:
 
 def test_weights_are_named_inside_their_user() -> None:
     assert text_of("strip_noops", "conv2d") == (
-        "%conv2d: f32[Bx16x2hx2w] = "
-        "conv2d(%sample, conv_in.weight, conv_in.bias, [1, 1], [1, 1])"
+        "%conv2d: f32[Bx16x2hx2w] = conv2d(%sample, conv_in.weight, conv_in.bias, [1, 1], [1, 1])"
     )
 
 

@@ -161,7 +161,7 @@ def test_errors_meant_for_the_user_pass_through_as_they_are(gm: GraphModule) -> 
     def refuse(gm: GraphModule, *, options: Options) -> GraphModule:
         raise CaptureError("in plain words")
 
-    with pytest.raises(CaptureError, match="^in plain words$"):
+    with pytest.raises(CaptureError, match=r"^in plain words$"):
         run(pipeline(refuse), gm, OPTIONS)
 
 

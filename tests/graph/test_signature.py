@@ -1,4 +1,4 @@
-"""How forward calls become flat tensors: every spelling of a call, and every call that is refused."""
+"""How forward calls become flat tensors: all spellings of a call, all calls that are refused."""
 
 from __future__ import annotations
 
@@ -143,9 +143,7 @@ def test_unflatten_is_the_inverse_of_flatten(name: str) -> None:
     tensors = found.flatten((), call)
     again = found.unflatten(tensors)
     assert set(again) == set(call)
-    assert all(
-        torch.equal(a, b) for a, b in zip(found.flatten((), again), tensors, strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(found.flatten((), again), tensors, strict=True))
 
 
 def test_unflatten_rebuilds_dicts_and_tuples() -> None:
@@ -213,7 +211,7 @@ def test_an_argument_given_twice_is_refused() -> None:
 
 @pytest.mark.parametrize("call", [{}, {"timestep": 3}, {"sample": torch.tensor(1.0)}])
 def test_a_first_call_without_a_batched_tensor_is_refused(call: dict[str, Any]) -> None:
-    with pytest.raises(CallError, match="holds no batched tensor.*dict or a tuple: sample"):
+    with pytest.raises(CallError, match=r"holds no batched tensor.*dict or a tuple: sample"):
         signature_of(Denoiser(), (), call)
 
 

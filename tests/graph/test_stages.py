@@ -89,7 +89,7 @@ def split_a_unit(gm: GraphModule) -> None:
 BREAKS: list[tuple[str, str, Callable[[GraphModule], None], str]] = [
     ("fold_constants", "captured", drop_a_value, "%silu has no example value"),
     ("mark_timestep_only", "prepared", drop_a_value, "%silu has no example value"),
-    ("mark_timestep_only", "prepared", insert_a_dropout, "%dropout_default should have been stripped"),
+    ("mark_timestep_only", "prepared", insert_a_dropout, "%dropout_default should have been"),
     ("annotate", "annotated", forget_a_decision, "neither a spec nor a reason to stay float"),
     ("annotate", "annotated", decide_half, "neither a spec nor a reason to stay float"),
     ("annotate", "annotated", put_a_spec_on_a_norm, "%group_norm carries a spec but is no layer"),

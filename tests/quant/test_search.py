@@ -25,13 +25,19 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+def with_outlier() -> Tensor:
+    x = torch.randn(6, 600, generator=generator())
+    x[:, 0] = 30
+    return x
+
+
 DATA: dict[str, Callable[[], Tensor]] = {
     "normal": lambda: torch.randn(6, 600, generator=generator()),
     "uniform": lambda: torch.rand(6, 600, generator=generator()) * 2 - 1,
     "heavy tails": lambda: torch.randn(6, 600, generator=generator()) ** 3,
     "one-sided": lambda: torch.randn(6, 600, generator=generator()).relu(),
-    "outlier": lambda: torch.cat([torch.randn(6, 600, generator=generator()), torch.full((6, 1), 30.0)], 1),
-}  # fmt: skip
+    "outlier": with_outlier,
+}
 
 
 def errors(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Uniform quantisation: the integer grids, what they represent exactly, and how far off they are."""
+"""Uniform quantisation: the integer grids, what they represent exactly, how far off they are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fxquant.quant.uniform import (
 
 BITS = st.integers(2, 16)
 FLOATS = st.floats(-1e4, 1e4, width=32)
-quick = settings(max_examples=200, deadline=None)
+quick = settings(max_examples=200, deadline=None, derandomize=True)
 
 
 def restored(x: Tensor, low: float, high: float, bits: int, symmetric: bool) -> tuple[Tensor, ...]:
@@ -69,8 +69,7 @@ def test_symmetric_quantisers_have_no_zero_point_and_cover_the_larger_end(
 ) -> None:
     scale, zero = affine_parameters(torch.tensor(min(a, b)), torch.tensor(max(a, b)), bits, True)
     assert zero == 0
-    bound = max(abs(a) if min(a, b) == a else 0, abs(a), abs(b)) if a * b < 0 else 0
-    assert float(scale) * integer_range(bits)[1] >= bound * (1 - 1e-6)
+    assert float(scale) * integer_range(bits)[1] >= max(abs(a), abs(b)) * (1 - 1e-6)
 
 
 @quick
@@ -89,7 +88,7 @@ def test_ranges_of_channels_do_not_affect_each_other(
 
 
 @quick
-@given(st.integers(-127, 127), st.floats(1e-3, 1e3, width=32))
+@given(st.integers(-127, 127), st.floats(2**-10, 2**10, width=32))
 def test_what_is_on_the_grid_stays(q: int, step: float) -> None:
     scale = torch.tensor(step)
     x = dequantize(torch.tensor(q), scale, 0.0)

@@ -19,7 +19,7 @@ def test_frequencies_become_a_buffer():
 
 def test_large_and_input_dependent_values_stay():
     class Model(torch.nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(300, 300))
 

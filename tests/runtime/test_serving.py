@@ -1,0 +1,270 @@
+"""One compiled model serves any batch and size, copies, saves, stays where it is, and is repeatable.
+
+The bounds of "equal": a quantised network is chaotic, a last-bit difference in a float layer may
+flip an integer. So other batch sizes and kernels are compared within a fraction of the error that
+quantisation makes anyway; the same computation is compared bitwise.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxquant import QuantizedModel
+from fxquant.errors import BackendError
+from tests.runtime import compiled as c
+from tests.toy import relative_error
+
+RECIPES = ("w8a8-fast", "w4a8-fast")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 63, 64, 100])
+def test_any_batch_size_is_served(batch: int) -> None:
+    call = c.mixed_call(batch)
+    result = c.result(c.toy(), call)
+    assert result.shape == call["sample"].shape
+    assert max(c.errors(result, c.result(c.float_toy(), call))) < 0.06
+
+
+@pytest.mark.parametrize("size", [(2, 2), (4, 4), (8, 12), (16, 6), (32, 32)])
+def test_any_spatial_size_is_served(size: tuple[int, int]) -> None:
+    call = c.mixed_call(3, size)
+    result = c.result(c.toy(), call)
+    assert result.shape == call["sample"].shape
+    assert max(c.errors(result, c.result(c.float_toy(), call))) < 0.06
+
+
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    call = c.mixed_call(100)
+    together = c.result(c.toy(), call)
+    bound = 0.2 * relative_error(together, c.result(c.float_toy(), call))
+    for size in (1, 7, 64):
+        parts = [c.result(c.toy(), c.part(call, i, i + size)) for i in range(0, 100, size)]
+        assert max(c.errors(torch.cat(parts), together)) < bound
+    shifted = {**call, "timestep": call["timestep"].roll(1)}
+    assert relative_error(c.result(c.toy(), shifted), together) > 2 * bound  # the bound can fail
+
+
+def test_a_call_is_repeatable_bit_for_bit() -> None:
+    call = c.mixed_call(5)
+    assert torch.equal(c.result(c.toy(), call), c.result(c.toy(), call))
+
+
+def test_a_call_leaves_its_arguments_alone() -> None:
+    call = c.mixed_call(3)
+    before = copy.deepcopy(call)
+    c.result(c.toy(), call)
+    assert all(torch.equal(call[name], before[name]) for name in call)
+
+
+def test_results_of_two_calls_do_not_share_memory() -> None:
+    call = c.mixed_call(2)
+    first = c.result(c.toy(), call)
+    kept = first.clone()
+    c.result(c.toy(), c.mixed_call(2, seed=1))
+    assert torch.equal(first, kept)
+
+
+def test_inference_mode_changes_nothing() -> None:
+    call = c.mixed_call(3)
+    model = c.fresh(c.toy())
+    with torch.inference_mode():
+        inside = c.result(model, call).clone()
+    assert torch.equal(inside, c.result(model, call))
+    assert torch.equal(inside, c.result(c.toy(), call))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_deep_copy_gives_the_same_bits_and_owns_its_tensors(recipe: str) -> None:
+    call, original = c.mixed_call(3), c.toy(recipe)
+    expected = c.result(original, call)
+    copied = copy.deepcopy(original)
+    assert torch.equal(c.result(copied, call), expected)
+    assert not addresses(copied) & addresses(original)
+    wipe(copied)
+    assert not torch.equal(c.result(copied, call), expected)
+    assert torch.equal(c.result(original, call), expected)
+
+
+def addresses(model: nn.Module) -> set[int]:
+    return {tensor.data_ptr() for tensor in model.state_dict().values()}
+
+
+def wipe(model: nn.Module) -> None:
+    """Zeros everywhere but in the table, whose scales may not be zero."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if not name.startswith("table."):
+                tensor.zero_()
+
+
+def test_train_and_eval_change_nothing() -> None:
+    call, model = c.mixed_call(3), c.fresh(c.toy())
+    expected = c.result(model, call)
+    assert model.train() is model
+    assert torch.equal(c.result(model, call), expected)
+    assert model.eval() is model
+    assert torch.equal(c.result(model, call), expected)
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_state_dict_restores_a_wiped_model_that_already_ran(recipe: str, assign: bool) -> None:
+    call, original = c.mixed_call(3), c.toy(recipe)
+    expected = c.result(original, call)
+    restored = copy.deepcopy(original)
+    wipe(restored)
+    assert not torch.equal(c.result(restored, call), expected)  # its kernels packed the zeros
+    restored.load_state_dict(copy.deepcopy(original.state_dict()), assign=assign)
+    assert torch.equal(c.result(restored, call), expected)
+
+
+def test_a_state_dict_of_other_weights_replaces_those_in_use() -> None:
+    call = c.mite_calls(n=2, seed=1)[1]
+    mine, other = c.compile_mite(c.float32()), c.compile_mite(c.float32(), c.mite(seed=1))
+    expected = c.result(other, call)
+    assert not torch.equal(c.result(mine, call), expected)
+    mine.load_state_dict(other.state_dict())
+    assert torch.equal(c.result(mine, call), expected)
+
+
+def test_a_state_dict_holds_everything_that_results_depend_on() -> None:
+    state = c.toy().state_dict()
+    assert {tensor.dtype for tensor in state.values()} >= {torch.int8, torch.float32}
+    assert {"table.values", "table.timesteps", "table.groups"} <= set(state)
+    assert all(isinstance(tensor, Tensor) for tensor in state.values())
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda m: m.to(torch.float16),
+        lambda m: m.to("cpu", torch.bfloat16),
+        lambda m: m.to(dtype=torch.float64),
+        lambda m: m.to(torch.empty(0, dtype=torch.float16)),
+        lambda m: m.half(),
+        lambda m: m.bfloat16(),
+        lambda m: m.double(),
+        lambda m: m.type(torch.float16),
+        lambda m: nn.ModuleDict({"unet": m}).half()["unet"],
+        lambda m: nn.ModuleDict({"unet": m}).to(torch.float16)["unet"],
+    ],
+)
+def test_another_dtype_is_refused_with_a_warning_and_changes_nothing(
+    ask: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = c.mite_calls()[2]
+    model = c.fresh(c.shared_mite())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with caplog.at_level(logging.WARNING):
+        assert ask(model) is model
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "keeps its precision" in caplog.text
+    same_state(model, before)
+    assert torch.equal(c.result(model, call), c.result(c.shared_mite(), call))
+
+
+def same_state(model: nn.Module, expected: dict[str, Tensor]) -> None:
+    state = model.state_dict()
+    assert state.keys() == expected.keys()
+    for name, tensor in state.items():
+        assert (tensor.dtype, tensor.device) == (expected[name].dtype, expected[name].device)
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda m: m.to("cpu"),
+        lambda m: m.cpu(),
+        lambda m: m.to(torch.float32),
+        lambda m: m.float(),
+        lambda m: m.to(memory_format=torch.channels_last),
+        lambda m: m.requires_grad_(False),
+        lambda m: nn.ModuleDict({"unet": m}).to("cpu", memory_format=torch.channels_last)["unet"],
+    ],
+)
+def test_what_the_model_already_has_is_granted_silently(
+    ask: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = c.mite_calls()[2]
+    model = c.fresh(c.shared_mite())
+    assert ask(model) is model
+    assert not caplog.records
+    assert torch.equal(c.result(model, call), c.result(c.shared_mite(), call))
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "meta", torch.device("cuda")])
+def test_another_device_is_refused_with_a_remedy(device: Any) -> None:
+    model = c.shared_mite()
+    with pytest.raises(BackendError, match=r"chosen for cpu.*compile it again"):
+        model.to(device)
+    with pytest.raises(BackendError, match=r"chosen for cpu"):
+        model.to(device, torch.float16)
+    assert model.device == torch.device("cpu")
+
+
+def test_an_enclosing_module_cannot_move_it_to_another_device() -> None:
+    model = c.fresh(c.shared_mite())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(BackendError, match="to serve on meta"):
+        nn.ModuleDict({"unet": model}).to("meta")
+    same_state(model, before)
+
+
+def compiled_graph_agrees(model: QuantizedModel, backend: str, bound: float) -> None:
+    """torch.compile of the graph against the graph, at two batch and image sizes."""
+    fast = torch.compile(model.graph, backend=backend)
+    for call in (c.mixed_call(2), c.mixed_call(5, (12, 16))):
+        tensors = model.signature.flatten((), call)
+        with torch.no_grad():
+            got = fast(*tensors, model.table.row(0))
+            expected = model.graph(*tensors, model.table.row(0))
+        assert relative_error(got, expected) <= bound
+
+
+@pytest.fixture
+def _clean_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_clean_dynamo")
+def test_torch_compile_takes_the_graph() -> None:
+    compiled_graph_agrees(c.toy(), "aot_eager", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_clean_dynamo")
+def test_inductor_takes_the_graph() -> None:
+    compiled_graph_agrees(c.toy(), "inductor", 0.005)
+
+
+def test_fewer_bits_cost_accuracy_in_order() -> None:
+    call = c.mixed_call(32)
+    expected = c.result(c.float_toy(), call)
+    w8a8, w4a8, w4a4 = (
+        relative_error(c.result(c.toy(name), call), expected)
+        for name in ("w8a8-fast", "w4a8-fast", "w4a4-fast")
+    )
+    assert 0 < 2 * w8a8 < w4a8 < w4a4 / 1.5
+    assert w8a8 < 0.05
+    assert w4a8 < 0.25
+    assert w4a4 < 0.6
+
+
+def test_the_reference_backend_agrees_with_the_fast_one() -> None:
+    call, reference = c.mixed_call(16), c.toy(backend="reference")
+    assert {name.split()[1] for name in reference.summary.kernels} == {"reference"}
+    expected = c.result(c.float_toy(), call)
+    fast, slow = c.result(c.toy(), call), c.result(reference, call)
+    error = relative_error(fast, expected), relative_error(slow, expected)
+    assert error[0] < 1.1 * error[1] < 1.21 * error[0]
+    assert relative_error(fast, slow) < max(error)
+    same_state(reference, c.toy().state_dict())
