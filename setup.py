@@ -68,6 +68,7 @@ setup(
     extras_require={
         "cuda": ["nvidia-cutlass==4.2.0.0"],
         "eval": ["torchmetrics", "torch-fidelity"],
+        "plots": ["matplotlib"],
         "bench": ["openvino", "nncf", "onnxruntime", "torchao"],
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "matplotlib", "setuptools>=77"],
     },

@@ -6,8 +6,8 @@ qunet = fxquant.compile(unet, calib_loader, recipe="w8a8-fast")
 from __future__ import annotations
 
 from fxquant._version import __version__
-from fxquant.compiler import compile  # noqa: A004 - the name users expect, as in torch.compile
+from fxquant.compiler import compile, load  # noqa: A004 - the names users expect
 from fxquant.recipe import Recipe
 from fxquant.runtime.model import QuantizedModel
 
-__all__ = ["QuantizedModel", "Recipe", "__version__", "compile"]
+__all__ = ["QuantizedModel", "Recipe", "__version__", "compile", "load"]

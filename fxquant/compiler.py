@@ -1,11 +1,13 @@
-"""compile(): the whole story, in order."""
+"""compile(): the whole story, in order; load(): its last chapter, for a saved model."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +16,11 @@ from torch.fx import GraphModule
 
 from fxquant import logs
 from fxquant.calibration.calls import read_calls, timesteps_of
-from fxquant.errors import BackendError, CaptureError, FallbackError, near
+from fxquant.errors import ArtifactError, BackendError, CaptureError, PassError, near
 from fxquant.graph import runner
 from fxquant.graph.capture import capture
 from fxquant.graph.dumps import CAPTURE, OnPass, dumping
+from fxquant.graph.explain import fallbacks, refuse
 from fxquant.graph.nodes import attribute
 from fxquant.graph.options import Options
 from fxquant.graph.runner import Record
@@ -25,18 +28,21 @@ from fxquant.graph.signature import Signature
 from fxquant.graph.stages import OBSERVERS
 from fxquant.kernels.dispatch import BACKENDS
 from fxquant.passes import pipelines
-from fxquant.passes.lower.select_kernels import fallbacks
 from fxquant.quant.observers import ObservedEdge
 from fxquant.quant.table import ActivationTable, contiguous_groups, settle
 from fxquant.recipe import Recipe
-from fxquant.runtime.model import QuantizedModel, class_for, output_class
+from fxquant.runtime.artifact import origin_of, read
+from fxquant.runtime.model import QuantizedModel, class_for, output_class, output_for
+from fxquant.runtime.pack import pack_weights
 from fxquant.runtime.summary import size_in_bytes, summarise
+
+log = logging.getLogger(__name__)
 
 
 def compile(  # noqa: A001 - the name users expect, as in torch.compile
     model: nn.Module,
     calib_loader: Iterable[Any],
-    recipe: str | Recipe = "w8a8-fast",
+    recipe: str | Path | Recipe = "w8a8-fast",
     backend: str = "auto",
     progress: bool = True,
     seed: int = 0,
@@ -50,7 +56,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         calib_loader: an iterable of UNet calls, dicts or tuples of forward's arguments: a
             DataLoader, a list, a generator, or what fxquant.calibration.record took from a
             sampler run. Calls that cover the timesteps and conditions you will serve work best.
-        recipe: a name, [method:]bits[-effort], or a Recipe.
+        recipe: a name, [method:]bits[-effort], a Recipe, or the path of a recipe file (.json).
         backend: "auto", or one kernel family: "x86", "reference".
         progress: show bars for what takes over two seconds, if standard error is a terminal.
         seed: of everything random during calibration.
@@ -88,6 +94,55 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         summary=summarise(bound, size_in_bytes(model), recipe.name, slow, clock.seconds),
         config=getattr(model, "config", None),
         output=output_class(type(model)),
+        origin=origin_of(lowered, bound, original, len(calls), timesteps_of(signature, calls)),
+    )
+
+
+def load(
+    folder: str | Path,
+    backend: str = "auto",
+    strict: bool = False,
+    on_pass: OnPass | None = None,
+) -> QuantizedModel:
+    """A model that `QuantizedModel.save_pretrained` wrote, fitted to this machine.
+
+    Nothing in the folder is executed or unpickled. Integer weights are mapped, packed for their
+    kernels one by one, and left in the file: do not write into the files while the model lives
+    (saving there is fine, it replaces them).
+
+    Args:
+        folder: where it was saved; on any machine, for any backend.
+        backend, strict, on_pass: as for `compile`.
+
+    Raises:
+        ArtifactError: not a saved model, or damaged, foreign or newer; names the file and field.
+        BackendError, FallbackError: see `compile`.
+    """
+    check_backend(backend)
+    logs.configure()
+    on_pass = dumping(on_pass)
+    clock = Clock()
+    with clock("read"):
+        saved = read(folder)
+    options = Options(saved.recipe, backend=backend)
+    with clock("bind"):
+        try:
+            bound, slow = bind(saved.graph, options, strict, on_pass)
+        except PassError as error:
+            raise ArtifactError(f"{folder}: the graph cannot be bound: {error}") from error
+    with clock("pack weights"):
+        pack_weights(bound, saved.release)
+    original: Any = saved.original
+    return (class_for(original) if original else QuantizedModel)(
+        bound,
+        saved.table,
+        saved.signature,
+        recipe=saved.recipe,
+        summary=summarise(bound, saved.bytes_before, saved.recipe.name, slow, clock.seconds),
+        config=saved.config,
+        output=output_class(original) if original else output_for(saved.signature),
+        origin=saved.origin,
+        owned=True,
     )
 
 
@@ -104,9 +159,8 @@ def bind(
     """
     bound = runner.run(pipelines.BIND, lowered, options, on_pass=on_pass)
     slow = fallbacks(bound, options)
-    if strict and slow:
-        listed = "\n  ".join(f"{name}: {why}" for name, why in slow.items())
-        raise FallbackError(f"strict=True, and these would not run as planned:\n  {listed}")
+    if strict:
+        refuse(slow)
     return bound, slow
 
 

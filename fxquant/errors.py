@@ -11,6 +11,7 @@
     │   ├── FallbackError   strict=True met an unplanned fallback
     │   └── KernelBuildError  a C++ kernel did not compile (in fxquant.kernels.jit)
     ├── ModelError          MODEL on the command line is not what the command needs
+    ├── ArtifactError       a saved model is damaged, foreign or newer, or cannot be written
     ├── EvaluationError     a figure was asked for that this model or installation cannot give
     └── SettingError        an environment variable or an output place cannot be used
 
@@ -61,6 +62,10 @@ class FallbackError(BackendError):
 
 class ModelError(FxquantError):
     """The MODEL argument names nothing that can be loaded."""
+
+
+class ArtifactError(FxquantError):
+    """A saved model cannot be read or written; the message names the file and the field."""
 
 
 class EvaluationError(FxquantError):

@@ -15,12 +15,14 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fxquant.errors import BackendError
@@ -30,12 +32,26 @@ logger = logging.getLogger(__name__)
 _COMPILERS = ("c++", "g++", "clang++")
 _LIBRARY = "library.so"
 _DIGEST = "library.sha256"
+_COMMAND = "command.txt"
+_BUILD = re.compile(r"(\w+)-([0-9a-f]{24})")
 _lock = threading.Lock()
 _loaded: dict[Path, ctypes.CDLL] = {}
 
 
 class KernelBuildError(BackendError):
     """A kernel's source could not be compiled, or its library not be used."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """A library in the cache: of which source, compiled how; `sound` if its bytes are intact."""
+
+    name: str
+    key: str
+    command: str
+    bytes: int
+    sound: bool
+    directory: Path
 
 
 def load(source: Path, flags: Sequence[str], abi_version: int, cpu: str = "") -> ctypes.CDLL:
@@ -57,6 +73,34 @@ def load(source: Path, flags: Sequence[str], abi_version: int, cpu: str = "") ->
                 _build(source, [compiler, *flags], directory, abi_version)
             _loaded[directory] = _open(directory, abi_version)
         return _loaded[directory]
+
+
+def builds() -> list[Build]:
+    """What is in the cache."""
+    found = []
+    for directory in sorted(cache_dir().glob("*")):
+        match = _BUILD.fullmatch(directory.name)
+        if match and directory.is_dir():
+            command = directory / _COMMAND
+            found.append(
+                Build(
+                    name=match[1],
+                    key=match[2],
+                    command=command.read_text() if command.is_file() else "",
+                    bytes=sum(file.stat().st_size for file in directory.iterdir()),
+                    sound=_is_sound(directory),
+                    directory=directory,
+                )
+            )
+    return found
+
+
+def clean() -> list[Build]:
+    """Empty the cache; processes that have a library open keep it. Returns what was there."""
+    found = builds()
+    for build in found:
+        shutil.rmtree(build.directory)
+    return found
 
 
 def cache_dir() -> Path:
@@ -124,6 +168,7 @@ def _build(source: Path, compile_: Sequence[str], directory: Path, abi_version: 
         _open(built, abi_version)
         library = (built / _LIBRARY).read_bytes()
         (built / _DIGEST).write_text(hashlib.sha256(library).hexdigest())
+        (built / _COMMAND).write_text(shlex.join([*compile_, source.name]))
         _install(built, directory, Path(scratch) / "replaced")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from fxquant.errors import SettingError
 from fxquant.kernels import jit
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def mask(features: frozenset[str], level: str | None) -> frozenset[str]:
     if level is None:
         return features
     if level not in _LEVELS:
-        raise ValueError(f"FXQUANT_CPU={level!r} is not one of {', '.join(_LEVELS)}")
+        raise SettingError(f"FXQUANT_CPU={level!r} is not one of {', '.join(_LEVELS)}")
     return features & _LEVELS[level]
 
 

@@ -155,4 +155,4 @@ def test_json_holds_every_field_and_gives_the_recipe_back() -> None:
     recipe = Recipe.parse("w4a8-fast").with_(timestep_groups=8, keep_float=("conv_in",))
     text = json.dumps(recipe.to_json())
     assert set(json.loads(text)) == {f.name for f in fields(Recipe)}
-    assert Recipe(**json.loads(text)) == recipe
+    assert Recipe.from_json(json.loads(text)) == recipe

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
+from fxquant import logs
 from fxquant._version import __version__
-from fxquant.cli import diff, dump, passes
+from fxquant.cli import (
+    bench,
+    bisect,
+    diff,
+    doctor,
+    dump,
+    explain,
+    kernels,
+    passes,
+    quantize,
+    recipe,
+)
+from fxquant.cli import eval as evaluate
 from fxquant.errors import FxquantError
 
-VERBS = (dump, diff, passes)
+VERBS = (
+    quantize, evaluate, bench, bisect, explain, recipe, passes, dump, diff, kernels, doctor,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit status: 0 done, 1 a difference was found, 2 an error."""
-    logging.basicConfig(format="fxquant: %(message)s", level=logging.WARNING)
+    """Run a command line; returns the exit status: 0 done, 1 a difference or a miss, 2 an error."""
     options = parser().parse_args(arguments)
     try:
+        logs.configure()
         return int(options.run(options))
     except FxquantError as error:
         print(f"fxquant: {type(error).__name__}: {error}", file=sys.stderr)

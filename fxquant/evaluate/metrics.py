@@ -1,4 +1,4 @@
-"""PSNR and Frechet distances. Every figure depends on the number of images N, so N is kept."""
+"""PSNR, Frechet distances, relative L2. Distances depend on the number of images N: N is kept."""
 
 from __future__ import annotations
 
@@ -97,3 +97,13 @@ def fd_ratio(quantised_b: Tensor, fp_b: Tensor, fp_a: Tensor) -> FDRatio:
         raise ValueError("FD between the two FP sets is zero: seeds A and B must differ")
     quantised = frechet_distance(quantised_b, fp_a)
     return FDRatio(quantised / floor, quantised, floor, len(fp_a))
+
+
+def relative_l2(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b|| over all elements; inf if `a` is not finite. ValueError on other shapes."""
+    if a.shape != b.shape:
+        raise ValueError(f"relative_l2 needs equal shapes, got {list(a.shape)} and {list(b.shape)}")
+    difference = (a.double() - b.double()).norm()
+    if not difference.isfinite():
+        return float("inf")
+    return float(difference / b.double().norm().clamp(min=1e-30))

@@ -52,7 +52,20 @@ class _FlatCall(nn.Module):
         if "return_dict" in self._signature.parameters:
             kwargs["return_dict"] = False
         output = self.model(**kwargs)
-        return output[0] if isinstance(output, (tuple, list)) else output
+        return _only_tensor(output)
+
+
+def _only_tensor(output: Any) -> Tensor:
+    values = [output] if isinstance(output, Tensor) else output
+    if isinstance(values, tuple | list) and len(values) == 1 and isinstance(values[0], Tensor):
+        return values[0]
+    count = len(values) if isinstance(values, tuple | list | dict) else 0
+    raise CaptureError(
+        f"forward returns a {type(output).__name__}"
+        + (f" of {count} values" if count else "")
+        + "; a denoiser returns one tensor, alone or in a tuple. Wrap the module in one whose "
+        "forward returns the tensor you need."
+    )
 
 
 def capture(
@@ -97,6 +110,8 @@ def _export(
                 return torch.export.export(
                     wrapper, tuple(example), dynamic_shapes=shapes, strict=False
                 )
+        except CaptureError:
+            raise
         except Exception as error:  # noqa: BLE001 - any refusal is re-raised as CaptureError below
             failure = failure or error
             log.debug("export with sizes in multiples of %d failed: %s", multiple, error)

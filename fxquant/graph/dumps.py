@@ -3,7 +3,7 @@
     DIR/00_capture.txt
     DIR/01_strip_noops.txt      # 01 strip_noops  -12 nodes  0.03 s
 
-Numbers count from the start of one compilation; the next one in the same process overwrites.
+Numbers count from the start of one compile() or load(); the next one overwrites equal names.
 """
 
 from __future__ import annotations

@@ -63,14 +63,7 @@ class Signature:
 
     def unflatten(self, tensors: Sequence[Tensor]) -> dict[str, Any]:
         """Keyword arguments for forward from the flat tensors."""
-        kwargs: dict[str, Any] = {}
-        for name, tensor in zip(self.names, tensors, strict=True):
-            head, _, key = name.partition(".")
-            if key:
-                kwargs.setdefault(head, {})[key] = tensor
-            else:
-                kwargs[name] = tensor
-        return {k: _tuple_if_indexed(v) for k, v in kwargs.items()}
+        return nested(dict(zip(self.names, tensors, strict=True)))
 
     def _check_names(self, found: Mapping[str, Tensor]) -> None:
         missing = [n for n in self.names if n not in found]
@@ -142,6 +135,18 @@ def bind(
 def flat_tensors(bound: Mapping[str, Any]) -> dict[str, Tensor]:
     """{"sample": ..., "added_cond_kwargs.text_embeds": ...} from bound arguments."""
     return dict(pair for name, value in bound.items() for pair in _leaves(name, value))
+
+
+def nested(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Inverse of flat_tensors."""
+    kwargs: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        head, _, key = name.partition(".")
+        if key:
+            kwargs.setdefault(head, {})[key] = tensor
+        else:
+            kwargs[name] = tensor
+    return {k: _tuple_if_indexed(v) for k, v in kwargs.items()}
 
 
 def per_sample(timestep: Tensor, sample: Tensor, dtype: torch.dtype) -> Tensor:

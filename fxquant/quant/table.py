@@ -18,6 +18,7 @@ from fxquant.quant.observers import ObservedEdge
 from fxquant.quant.uniform import affine_parameters
 
 log = logging.getLogger(__name__)
+_warning = threading.Lock()  # several threads may call a model for the first time at once
 
 
 class ActivationTable(nn.Module):
@@ -43,7 +44,6 @@ class ActivationTable(nn.Module):
         self.register_buffer("timesteps", timesteps.float())
         self.register_buffer("groups", groups)
         self._warned = False
-        self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, object]) -> ActivationTable:
         return ActivationTable(self.values.clone(), self.timesteps.clone(), self.groups.clone())
@@ -68,7 +68,7 @@ class ActivationTable(nn.Module):
         low, high = self.timesteps[0], self.timesteps[-1]
         if self._warned or bool(((t >= low) & (t <= high)).all()):
             return
-        with self._lock:
+        with _warning:
             if not self._warned:
                 self._warned = True
                 log.warning(

@@ -8,6 +8,7 @@ import logging
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from fxquant.errors import BackendError
 from fxquant.graph.signature import Signature
 from fxquant.quant.table import ActivationTable
 from fxquant.recipe import Recipe
+from fxquant.runtime.artifact import save
+from fxquant.runtime.manifest import Origin
 from fxquant.runtime.summary import Summary
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,10 @@ class QuantizedModel(nn.Module):
         table: activation scales and zero points by timestep.
         config: the original's config, if it had one.
         summary: what compile() did; print it.
+        origin: what saving it needs to know.
+
+    Args:
+        owned: the tensors belong to this model alone and need not be copied.
     """
 
     def __init__(
@@ -55,6 +62,8 @@ class QuantizedModel(nn.Module):
         summary: Summary,
         config: Any = None,
         output: type[Any] | None = None,
+        origin: Origin | None = None,
+        owned: bool = False,
     ):
         super().__init__()
         self.graph = graph
@@ -63,8 +72,10 @@ class QuantizedModel(nn.Module):
         self.recipe = recipe
         self.summary = summary
         self.config = config
+        self.origin = origin
         self._output = output
-        _own_tensors(self)
+        if not owned:
+            _own_tensors(self)
         self.eval()
 
     @property
@@ -110,6 +121,18 @@ class QuantizedModel(nn.Module):
         assert result is not None
         return result
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model for `fxquant.load`: weights and table as they are, the graph as data.
+
+        A model that was saved there before is replaced at a single stroke: whatever happens
+        meanwhile, the folder holds the old one or the new one.
+
+        Raises:
+            ArtifactError: the folder cannot be written, the disk is full (what was there stays), or
+                the graph has an operator that the saved form does not know.
+        """
+        save(self, folder)
+
     def to(self, *args: Any, **kwargs: Any) -> QuantizedModel:
         """Stay: the kernels were chosen for this device and the precision is the recipe's.
 
@@ -133,10 +156,11 @@ class QuantizedModel(nn.Module):
 
 
 def _own_tensors(module: nn.Module) -> None:
-    """Replace every tensor by a copy without gradients.
+    """Replace tensors that may be shared by copies without gradients.
 
     Layers that stayed float still hold the original model's own parameters; and tensors made in
-    inference mode count no changes, so that kernels could not tell when to pack them again.
+    inference mode count no changes, so that kernels could not tell when to pack them again. Integer
+    weights were made by lowering, for this model alone: copying them would only cost memory.
     """
     copies: dict[int, Tensor] = {}  # tied tensors stay tied
 
@@ -149,10 +173,14 @@ def _own_tensors(module: nn.Module) -> None:
         for part in module.modules():
             for tensors in (part._parameters, part._buffers):
                 for name, tensor in tensors.items():
-                    if tensor is not None:
+                    if tensor is not None and not _is_integer_weight(tensor):
                         if id(tensor) not in copies:
                             copies[id(tensor)] = copy(tensor)
                         tensors[name] = copies[id(tensor)]
+
+
+def _is_integer_weight(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.int8, torch.uint8) and not tensor.is_inference()
 
 
 @functools.cache
@@ -181,6 +209,11 @@ def output_class(original: type[nn.Module]) -> type[Any] | None:
         if inspect.isclass(candidate) and is_dataclass(candidate):
             return candidate
     return DenoiserOutput
+
+
+def output_for(signature: Signature) -> type[Any] | None:
+    """The output class of a model whose original class is not known."""
+    return DenoiserOutput if "return_dict" in signature.parameters else None
 
 
 def _annotated_return(function: Callable[..., Any]) -> Any:

@@ -17,9 +17,11 @@ from fxquant.graph.nodes import (
     refresh_after,
     replace,
     set_buffer,
+    write_note,
 )
 from fxquant.graph.options import Options
 from fxquant.graph.signature import TIMESTEP
+from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
 
 _WEIGHTED = {aten.embedding.default: 0}  # operators besides layers whose parameter sets the dtype
 
@@ -28,7 +30,8 @@ def set_compute_dtype(gm: GraphModule, *, options: Options) -> GraphModule:
     """Float layers hold their weights in the compute dtype and read their input in it.
 
     The sinusoid of the timestep stays float32 up to its first layer; norms keep float32 weights
-    and statistics. The graph's result returns to the model's dtype.
+    and statistics; simulated layers, whose integers have more bits than bfloat16, compute in
+    float32. The graph's result returns to the model's dtype.
 
         %conv2d: f32[...] = conv2d(%sample, conv_in.weight, conv_in.bias)
         %conv2d_1: f32[...] = fxquant.conv2d(%fq_0, ..., f32)
@@ -43,6 +46,8 @@ def set_compute_dtype(gm: GraphModule, *, options: Options) -> GraphModule:
     for node in list(gm.graph.nodes):
         if node.op == "placeholder" and node.name not in (TIMESTEP, "row"):
             _cast_input(gm, node, dtype)
+        elif node.target is fake_quantize:
+            _read_in(gm, node, 0, torch.float32)
         elif is_layer(node):
             _cast_layer(gm, node, dtype)
         elif node.target in _WEIGHTED:
@@ -81,14 +86,37 @@ def _last_input(gm: GraphModule) -> Node:
 
 
 def _cast_layer(gm: GraphModule, layer: Node, dtype: torch.dtype) -> None:
-    x = layer.args[0]
+    x, weight = layer.args[:2]
     assert isinstance(x, Node)
-    for parameter in layer.args[1:3]:
-        if isinstance(parameter, Node):
+    assert isinstance(weight, Node)
+    if weight.target is fake_quantize_weight:
+        _write_in(gm, layer, dtype)
+        return
+    for position, parameter in enumerate(layer.args[1:3], start=1):
+        if isinstance(parameter, Node) and parameter.op == "get_attr":
             _cast_parameter(gm, parameter, dtype)
+        elif isinstance(parameter, Node):
+            _read_in(gm, layer, position, dtype)
     if x.op != "placeholder":
-        with gm.graph.inserting_before(layer):
-            layer.update_arg(0, call(gm, aten.to.dtype, (x, dtype), like=x))
+        _read_in(gm, layer, 0, dtype)
+
+
+def _read_in(gm: GraphModule, node: Node, position: int, dtype: torch.dtype) -> None:
+    """The node reads one argument in this dtype."""
+    value = node.args[position]
+    assert isinstance(value, Node)
+    with gm.graph.inserting_before(node):
+        node.update_arg(position, call(gm, aten.to.dtype, (value, dtype), like=value))
+
+
+def _write_in(gm: GraphModule, node: Node, dtype: torch.dtype) -> None:
+    """Everybody reads the node in this dtype."""
+    readers = list(node.users)
+    with gm.graph.inserting_after(node):
+        cast = call(gm, aten.to.dtype, (node, dtype), like=node)
+    write_note(cast, quant=None)
+    for reader in readers:
+        reader.replace_input_with(node, cast)
 
 
 def _cast_parameter(gm: GraphModule, parameter: Node, dtype: torch.dtype) -> None:

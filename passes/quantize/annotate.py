@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from fxquant.errors import RecipeError
 from fxquant.graph.edges import edge_root
 from fxquant.graph.nodes import CONSTANTS, argument, is_layer, module_path, write_note
 from fxquant.graph.options import Options
 from fxquant.quant.spec import QuantSpec
-from fxquant.recipe import Recipe
+from fxquant.recipe import KEEP_FLOAT, Override, Recipe, weight_observer_for
 from fxquant.reconstruction.units import unit_of
+
+_KERNEL_BITS = 8
 
 
 def annotate(gm: GraphModule, *, options: Options) -> GraphModule:
     """Every conv2d and linear gets a spec for its input and weight, or a reason to stay float.
 
     Layers of one unit that read the same value share a quantiser, numbered in execution order.
+    Raises RecipeError where a pattern of the recipe names no layer.
 
-        %conv2d: f32[Bx32x8hx8w] = conv2d(%silu, conv1.weight, conv1.bias, [1, 1], [1, 1])
+        %conv2d: f32[Bx32x8hx8w] = conv2d(%silu, conv1.weight, conv1.bias, [1, 1], ...)
     becomes
-        %conv2d: f32[Bx32x8hx8w] = conv2d(%silu:u8/t, conv1.weight:i8/c0, conv1.bias, [1, 1], [1, 1])
+        %conv2d: f32[Bx32x8hx8w] = conv2d(%silu:u8/t, conv1.weight:i8/c0, conv1.bias, [1, 1], ...)
     """
     recipe = options.recipe
     layers = [n for n in gm.graph.nodes if is_layer(n)]
-    reasons = {n: reason_to_stay_float(n, recipe) for n in layers}
-    quantised = {n for n, reason in reasons.items() if reason is None}
+    _check_patterns(recipe, layers)
+    reasons = {layer: _reason_to_stay_float(layer, recipe) for layer in layers}
+    _check_overrides(recipe, reasons)
+    quantised = {n: specs(n, recipe) for n, reason in reasons.items() if reason is None}
+    shares = {n: _sharing(n, *pair) for n, pair in quantised.items()}
     indices: dict[tuple[Any, ...], int] = {}
-    for layer in layers:
-        if reasons[layer]:
-            write_note(layer, quant={"float": reasons[layer]})
+    for layer, reason in reasons.items():
+        if reason is not None:
+            write_note(layer, quant=reason)
             continue
-        root, _ = edge_root(layer, quantised)
-        activation, weight = specs(recipe)
-        key = (root, (unit_of(layer) or [""])[0], activation)
-        index = indices.setdefault(key, len(indices))
+        activation, weight = quantised[layer]
+        root, _ = edge_root(layer, {n for n, key in shares.items() if key == shares[layer]})
+        index = indices.setdefault((root, *shares[layer]), len(indices))
         write_note(
             layer,
             quant={"input": {**activation.to_json(), "index": index}, "weight": weight.to_json()},
@@ -44,30 +52,100 @@ def annotate(gm: GraphModule, *, options: Options) -> GraphModule:
     return gm
 
 
-def specs(recipe: Recipe) -> tuple[QuantSpec, QuantSpec]:
-    """Activation and weight spec of a layer."""
+def specs(layer: Node, recipe: Recipe) -> tuple[QuantSpec, QuantSpec]:
+    """Activation and weight spec of a layer, overrides applied."""
+    changes: dict[str, Any] = {}
+    for override in _overrides(layer, recipe):
+        changes |= override.changes()
+    bits = changes.get("weight_bits", recipe.weight_bits)
+    observer = weight_observer_for(bits) if "weight_bits" in changes else recipe.weight_observer
+    axis = None if changes.get("weight_granularity") == "tensor" else 0
     activation = QuantSpec(
-        recipe.activation_bits,
-        recipe.activation_symmetric,
+        changes.get("activation_bits", recipe.activation_bits),
+        changes.get("activation_symmetric", recipe.activation_symmetric),
         None,
         recipe.activation_observer,
         learned=True,
     )
-    weight = QuantSpec(recipe.weight_bits, True, 0, recipe.weight_observer)
-    return activation, weight
+    return activation, QuantSpec(bits, True, axis, observer)
 
 
-def reason_to_stay_float(layer: Node, recipe: Recipe) -> str | None:
-    """A sentence, or None for a layer that is quantised."""
-    path = module_path(layer)
-    for pattern in recipe.keep_float:
-        if fnmatch(path, pattern):
-            return f"recipe keeps {pattern} float"
+def _sharing(layer: Node, activation: QuantSpec, weight: QuantSpec) -> tuple[Any, ...]:
+    """Layers share the quantiser of a value they all read when this is equal, too.
+
+    What no kernel can multiply stays simulated, and so does its quantiser.
+    """
+    return (unit_of(layer) or [""])[0], activation, weight.bits <= _KERNEL_BITS
+
+
+def _reason_to_stay_float(layer: Node, recipe: Recipe) -> dict[str, Any] | None:
+    """The note of a float layer, `unplanned` if the recipe did not ask for it; None to quantise."""
+    kept = _kept_float(layer, recipe)
+    if kept:
+        return {"float": f"recipe keeps {kept} float"}
     weight = layer.args[1]
     if not isinstance(weight, Node) or weight.op != "get_attr":
-        return "its weight is computed, not a parameter"
+        return {"float": "its weight is computed, not a parameter", "unplanned": True}
     if str(weight.target).startswith(CONSTANTS):
-        return "its weight is a fixed filter, not a parameter"
+        return {"float": "its weight is a fixed filter, not a parameter"}
     if argument(layer, 6, "groups", 1) != 1:
-        return "grouped convolutions have no integer kernel"
+        return {"float": "grouped convolutions have no integer kernel", "unplanned": True}
     return None
+
+
+def _kept_float(layer: Node, recipe: Recipe) -> str | None:
+    """The pattern of the recipe that keeps a layer float."""
+    kept = next((p for p in recipe.keep_float if _matches(p, layer)), None)
+    for override in _overrides(layer, recipe):
+        if override.keep_float is not None:
+            kept = override.pattern if override.keep_float else None
+    return kept
+
+
+def _overrides(layer: Node, recipe: Recipe) -> Iterable[Override]:
+    return (o for o in recipe.overrides if _matches(o.pattern, layer))
+
+
+def _matches(pattern: str, layer: Node) -> bool:
+    """Does the pattern name the layer's module or its unit?"""
+    names = (module_path(layer), (unit_of(layer) or [""])[0])
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _check_patterns(recipe: Recipe, layers: Sequence[Node]) -> None:
+    """Refuse patterns that name no layer; the default ones cover many models and may."""
+    patterns = [p for p in recipe.keep_float if p not in KEEP_FLOAT]
+    patterns += [o.pattern for o in recipe.overrides]
+    unmatched = [p for p in dict.fromkeys(patterns) if not any(_matches(p, n) for n in layers)]
+    if unmatched:
+        lines = [f"{p!r}{_near_modules(p, layers)}" for p in unmatched]
+        raise RecipeError(
+            "these patterns of the recipe match no convolution or linear layer of this model, nor "
+            "a unit of one:\n  "
+            + "\n  ".join(lines)
+            + "\nCorrect or remove them; `fxquant dump MODEL --after annotate` lists the layers."
+        )
+
+
+def _near_modules(pattern: str, layers: Sequence[Node]) -> str:
+    """'; near: ...', the modules with layers in them whose path is most like the pattern."""
+    modules: dict[str, None] = {}
+    for layer in layers:
+        parts = module_path(layer).split(".")
+        modules |= dict.fromkeys(".".join(parts[: k + 1]) for k in range(len(parts)))
+    close = difflib.get_close_matches(pattern.replace("*", "").strip("."), modules, 3, 0.4)
+    return f"; near: {', '.join(close)}" if close else ""
+
+
+def _check_overrides(recipe: Recipe, reasons: dict[Node, dict[str, Any] | None]) -> None:
+    """Refuse an override of layers that all stay float: it would silently do nothing."""
+    for override in recipe.overrides:
+        named = [reason for n, reason in reasons.items() if _matches(override.pattern, n)]
+        if override.keep_float is True or None in named:
+            continue
+        why = next(reason["float"] for reason in named if reason)
+        raise RecipeError(
+            f"the override of {override.pattern!r} has no effect: every layer that it names stays "
+            f"float, since {why}. Remove it"
+            + (", or give it keep_float=False" if override.keep_float is None else "")
+        )

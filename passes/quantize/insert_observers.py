@@ -28,11 +28,14 @@ def insert_observers(gm: GraphModule, *, options: Options) -> GraphModule:
     """
     group = add_group_input(gm)
     layers = [n for n in gm.graph.nodes if is_layer(n) and "input" in (note(n, "quant") or {})]
-    roots = {layer: edge_root(layer, set(layers)) for layer in layers}
+    edges = {layer: note(layer, "quant")["input"] for layer in layers}
+    roots = {
+        layer: edge_root(layer, {n for n in layers if edges[n]["index"] == edge["index"]})
+        for layer, edge in edges.items()
+    }
     observers: dict[int, Node] = {}
-    for layer in layers:
+    for layer, edge in edges.items():
         root, chain = roots[layer]
-        edge = note(layer, "quant")["input"]
         if edge["index"] not in observers:
             observers[edge["index"]] = _insert(
                 gm, root, group, layer, edge, options.recipe.timestep_groups

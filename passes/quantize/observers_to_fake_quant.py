@@ -24,6 +24,7 @@ from fxquant.graph.stages import OBSERVERS
 from fxquant.logs import progress
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
 from fxquant.quant.search import absmax_weight_scale, pnorm_weight_scale
+from fxquant.quant.spec import QuantSpec
 
 ROW = "row"
 
@@ -73,7 +74,7 @@ def _fake_quantise_weight(gm: GraphModule, layer: Node, spec: dict[str, Any]) ->
     weight = layer.args[1]
     assert isinstance(weight, Node)
     name = str(weight.target)
-    scale = weight_scale(attribute(gm, name), spec["bits"], spec["observer"])
+    scale = weight_scale(attribute(gm, name), QuantSpec.from_json(spec))
     target = set_buffer(gm, f"{name}_scale", scale)
     with gm.graph.inserting_before(layer):
         args = (weight, get_attr(gm, target, like=layer), spec["bits"])
@@ -84,8 +85,10 @@ def _fake_quantise_weight(gm: GraphModule, layer: Node, spec: dict[str, Any]) ->
     layer.update_arg(1, new)
 
 
-def weight_scale(weight: Tensor, bits: int, observer: str) -> Tensor:
-    """float32 [N], one step size per output channel."""
-    if observer == "pnorm":
-        return pnorm_weight_scale(weight, bits)
-    return absmax_weight_scale(weight, bits)
+def weight_scale(weight: Tensor, spec: QuantSpec) -> Tensor:
+    """float32 [N], the step size of each output channel: all equal where the spec has one."""
+    searched = spec.observer == "pnorm" and not weight.is_meta  # of no values any scale will do
+    search = pnorm_weight_scale if searched else absmax_weight_scale
+    if spec.channel_axis is None:
+        return search(weight.detach().reshape(1, -1), spec.bits).repeat(weight.shape[0])
+    return search(weight, spec.bits)

@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from fxquant.evaluate.metrics import fd_ratio, frechet_distance, mean_psnr, psnr
+from fxquant.evaluate.metrics import fd_ratio, frechet_distance, mean_psnr, psnr, relative_l2
 
 
 def features(n: int, d: int, seed: int = 0) -> Tensor:
@@ -136,3 +136,13 @@ def test_fd_ratio_refuses_unequal_n_and_equal_seeds() -> None:
         fd_ratio(x[:5], x, x)
     with pytest.raises(ValueError, match="seeds A and B"):
         fd_ratio(x, torch.ones(10, 4), torch.ones(10, 4))
+
+
+def test_relative_l2() -> None:
+    b = torch.tensor([3.0, 4.0])
+    assert relative_l2(b, b) == 0
+    assert relative_l2(torch.tensor([3.0, 5.0]), b) == pytest.approx(0.2)
+    assert relative_l2(torch.tensor([3.0, float("nan")]), b) == float("inf")
+    assert relative_l2(torch.tensor([3.0, float("inf")]), b) == float("inf")
+    with pytest.raises(ValueError, match="equal shapes"):
+        relative_l2(b[:1], b)

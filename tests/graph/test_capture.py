@@ -225,12 +225,21 @@ def test_a_call_that_does_not_fit_forward_is_refused() -> None:
         capture(Small(), (), {"latent": X})
 
 
-def test_the_first_of_several_outputs_is_the_result() -> None:
+def test_several_outputs_are_refused_not_dropped() -> None:
     class Pair(Small):
         def forward(self, sample: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
             return self.conv(sample), sample
 
-    model = Pair()
+    with pytest.raises(CaptureError, match="tuple of 2 values"):
+        capture(Pair(), (X,))
+
+
+def test_a_tuple_of_one_is_its_tensor() -> None:
+    class Single(Small):
+        def forward(self, sample: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+            return (self.conv(sample),)
+
+    model = Single()
     assert torch.equal(capture(model, (X,)).graph_module(X), model.conv(X))
 
 

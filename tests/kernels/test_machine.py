@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from fxquant.errors import SettingError
 from fxquant.kernels import machine
 from fxquant.kernels.machine import Machine, detect
 
@@ -26,7 +27,7 @@ def test_a_mask_adds_nothing() -> None:
 
 
 def test_an_unknown_mask_is_refused() -> None:
-    with pytest.raises(ValueError, match="FXQUANT_CPU='sse' is not one of generic, avx2"):
+    with pytest.raises(SettingError, match="FXQUANT_CPU='sse' is not one of generic, avx2"):
         machine.mask(frozenset(), "sse")
 
 

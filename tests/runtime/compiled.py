@@ -93,7 +93,7 @@ def float_toy() -> nn.Module:
 @functools.cache
 def toy(name: str = "w8a8-fast", backend: str = "auto") -> QuantizedModel:
     """The toy of tests.models, with float32 computation."""
-    return compiled(float_toy(), models.calls("toy", 3), float32(name), backend=backend)
+    return compiled(float_toy(), models.calls("toy", 5, batch=16), float32(name), backend=backend)
 
 
 @functools.cache

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fxquant.graph.explain import fallbacks
 from fxquant.graph.lowered import arguments, is_op
 from fxquant.kernels.machine import Machine
-from fxquant.passes.lower.select_kernels import fallbacks, select_kernels
+from fxquant.passes.lower.select_kernels import select_kernels
 from tests.toy import golden, story
 
 

@@ -1,0 +1,173 @@
+"""Show versions, CPU, compilers, GPU, caches, and the kernels that would be used here.
+
+Ends with status 1 if an operator would run on the slow reference implementation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxquant._version import __version__
+from fxquant.cli.kernels import NO_CUDA
+from fxquant.cli.output import mib, show_json, show_table
+from fxquant.graph.options import Options
+from fxquant.kernels import jit, machine
+from fxquant.kernels.dispatch import KERNELS, Config, TensorInfo, choose
+
+EXAMPLE = "fxquant doctor"
+
+_PACKAGES = ("torch", "diffusers", "safetensors", "numpy", "transformers")
+_FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+
+
+def run(options: argparse.Namespace) -> int:
+    report = examine()
+    if options.json:
+        show_json(report)
+    else:
+        _show(report)
+    return 1 if report["problems"] else 0
+
+
+def examine() -> dict[str, Any]:
+    """Everything, as plain data."""
+    here = machine.detect()
+    kernels = would_use(here)
+    return {
+        "versions": _versions(),
+        "cpu": _cpu(here),
+        "compilers": {"C++": _compiler(), "nvcc": _nvcc()},
+        "gpu": _gpu(),
+        "cache": _cache(),
+        "compute dtype": str(Options(machine=here).compute_dtype).removeprefix("torch."),
+        "kernels": kernels,
+        "problems": _problems(kernels),
+    }
+
+
+def would_use(here: machine.Machine) -> list[dict[str, Any]]:
+    """Kernel of each operator for an ordinary call: float32 in, 8-bit integers out."""
+    rows = []
+    for op in KERNELS:
+        for bits in (8, 4) if op in ("linear", "conv2d") else (8,):
+            chosen = choose(_ordinary(op, bits, here))
+            other = [] if chosen.kernel != "reference" else [f"{k}: {w}" for k, w in chosen.reasons]
+            name = f"{op}, int{bits} weights" if op in ("linear", "conv2d") else op
+            rows.append({"op": name, "kernel": chosen.kernel, "why_not": other})
+    return rows
+
+
+def _ordinary(op: str, weight_bits: int, here: machine.Machine) -> Config:
+    layer = op in ("linear", "conv2d")
+    first = {"cat_quantize": "xs", "add_quantize": "a", "attention": "q"}.get(op, "x")
+    dtype = torch.uint8 if layer else torch.float32
+    tensors = {first: TensorInfo(dtype, (None, 64, None, None))}
+    options = {"weight_bits": weight_bits, "groups": 1, "dtype": torch.uint8}
+    return Config(op, tensors, options, here)
+
+
+def _problems(kernels: list[dict[str, Any]]) -> list[str]:
+    """One sentence for every reason to run slowly, with the operators it holds back."""
+    held: dict[str, list[str]] = {}
+    for row in kernels:
+        for why in row["why_not"]:
+            reason = why.partition(": ")[2]
+            if not reason.startswith("its weights have"):  # the kernel is one for other weights
+                held.setdefault(reason, []).append(row["op"])
+    return [f"{reason}: {', '.join(ops)} run on the slow reference" for reason, ops in held.items()]
+
+
+def _versions() -> dict[str, str]:
+    found = {"fxquant": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return {**found, "system": platform.platform()}
+
+
+def _cpu(here: machine.Machine) -> dict[str, str]:
+    has = [name for name in _FEATURES if name in here.cpu_features]
+    hidden = [n for n in _FEATURES if n in machine.cpu_features() and n not in has]
+    level = os.environ.get("FXQUANT_CPU")
+    return {
+        "model": _cpu_model(),
+        "architecture": here.arch,
+        "features": ", ".join(has) or "none that matters here",
+        **({"hidden by FXQUANT_CPU=" + level: ", ".join(hidden) or "nothing"} if level else {}),
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} CPUs",
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def _compiler() -> str:
+    found = jit.find_compiler()
+    return f"{found}: {_version_line(found)}" if found else jit.why_no_compiler()
+
+
+def _nvcc() -> str:
+    found = shutil.which("nvcc")
+    return f"{found}: {_version_line(found)}" if found else "not on $PATH; nothing needs it yet"
+
+
+def _version_line(program: str) -> str:
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    lines = (line for line in said.stdout.splitlines() if re.search(r"\d\.\d", line))
+    return next(lines, "it tells no version")
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return f"none that this build of PyTorch can use. {NO_CUDA}"
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}. {NO_CUDA}"
+
+
+def _cache() -> dict[str, str]:
+    folder, builds = jit.cache_dir(), jit.builds()
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    sound = sum(b.sound for b in builds)
+    return {
+        "folder": str(folder),
+        "writable": "yes"
+        if os.access(there, os.W_OK)
+        else "no: kernels cannot be kept; set FXQUANT_CACHE to a folder you may write to",
+        "builds": f"{len(builds)} ({sound} sound), {mib(sum(b.bytes for b in builds))}",
+    }
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    for part in ("versions", "cpu", "compilers", "cache"):
+        show_table(part, ("", ""), list(report[part].items()), left=2)
+    print(f"gpu: {report['gpu']}")
+    print(f"float parts compute in {report['compute dtype']}")
+    rows = [(r["op"], r["kernel"], "; ".join(r["why_not"]) or "-") for r in report["kernels"]]
+    show_table("kernels that would be used", ("operator", "kernel", "why not a faster"), rows, 3)
+    for problem in report["problems"]:
+        print(f"slow: {problem}")
+    if not report["problems"]:
+        print("every operator has a native kernel here")

@@ -1,0 +1,51 @@
+"""Compile a model and save the artefact.
+
+An image model is calibrated on DDIM runs of its own. A model that reads prompts needs recorded
+calls (--calib); without them it gets random inputs, and a warning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import fxquant
+from fxquant.cli.inputs import add_call_arguments, calls_for
+from fxquant.cli.model import add_model_arguments, load_model
+from fxquant.cli.output import check_writable, show_json
+from fxquant.compiler import check_backend
+from fxquant.recipe import Recipe
+
+EXAMPLE = "fxquant quantize digits --out digits-w8a8 --recipe w8a8-fast"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the artefact")
+    add_call_arguments(parser)
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse if anything would run slower than planned"
+    )
+    parser.add_argument("--backend", default="auto", help="kernel family, default %(default)s")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def run(options: argparse.Namespace) -> int:
+    out, backend = check_writable(options.out), check_backend(options.backend)
+    recipe = Recipe.parse(options.recipe)
+    model = load_model(options.model)
+    compiled = fxquant.compile(
+        model,
+        calls_for(model, options.model, options),
+        recipe,
+        backend=backend,
+        seed=options.seed,
+        strict=options.strict,
+    )
+    compiled.save_pretrained(out)
+    if options.json:
+        show_json({"out": str(out), "summary": compiled.summary.to_json()})
+    else:
+        sys.stdout.write(f"{compiled.summary}\n{out}: saved; fxquant.load({str(out)!r}) loads it\n")
+    return 0

@@ -1,0 +1,241 @@
+"""fxquant.json: what a saved model is, and the checksums of its files.
+
+Format: one integer, FORMAT. A release reads its own format and every earlier one; anything that an
+older release would misread, even by ignoring it, raises the number, and a newer format is refused
+with the advice to upgrade.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+from diffusers.configuration_utils import FrozenDict
+from torch import nn
+
+from fxquant._version import __version__
+from fxquant.errors import ArtifactError, RecipeError
+from fxquant.graph.signature import Signature
+from fxquant.recipe import Recipe
+from fxquant.runtime.document import Blueprint, Document
+from fxquant.runtime.fields import Field
+from fxquant.runtime.folder import FILE, MANIFEST, Written
+from fxquant.runtime.vocabulary import DTYPES
+
+if TYPE_CHECKING:
+    from fxquant.runtime.model import QuantizedModel
+
+FORMAT = 1
+_KEYS = (
+    "format", "checksum", "model", "graph", "versions", "recipe", "signature", "original",
+    "calibration", "summary",
+)  # fmt: skip
+_HASH = re.compile(r"[0-9a-f]{64}")
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_INPUT = re.compile(r"[A-Za-z_]\w{0,99}(?:\.\w{1,100}){0,4}", re.ASCII)
+_CLASS = re.compile(
+    r"(diffusers\.models(?:\.[a-z_][a-z0-9_]{0,60}){0,6})\.([A-Z][A-Za-z0-9_]{0,99})"
+)
+_UNSAVED = ("_name_or_path", "_use_default_values")  # config entries about a machine, or unordered
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model remembers for being saved.
+
+    Attributes:
+        document: its graph as data, None if the format cannot say it.
+        problem: then the reason.
+        original: "module.Class" of a diffusers model that was compiled, None for another.
+        calls: number of calibration calls.
+        timesteps: the distinct timesteps in them, ascending.
+    """
+
+    document: Document | None
+    problem: str
+    original: str | None
+    calls: int
+    timesteps: tuple[float, ...]
+
+
+def class_path(kind: type) -> str | None:
+    """How a saved model names the class it came from: diffusers' own models only."""
+    path = f"{kind.__module__}.{kind.__qualname__}"
+    return path if _CLASS.fullmatch(path) else None
+
+
+def to_bytes(model: QuantizedModel, origin: Origin, tensors: Written, graph: Written) -> bytes:
+    """The manifest of a model whose other files were written."""
+    summary = model.summary
+    content = {
+        "format": FORMAT,
+        "model": tensors.__dict__,
+        "graph": graph.__dict__,
+        "versions": {
+            "fxquant": __version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+        },
+        "recipe": model.recipe.to_json(),
+        "signature": _signature(model.signature),
+        "original": {"class": origin.original, "config": _plain_config(model.config)},
+        "calibration": {"calls": origin.calls, "timesteps": list(origin.timesteps)},
+        "summary": {
+            "precision": dict(summary.precision),
+            "stayed_float": {k: list(v) for k, v in summary.stayed_float.items()},
+            "bytes_before": summary.bytes_before,
+        },
+    }
+    content["checksum"] = _checksum(content)
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """Of everything in fxquant.json but itself."""
+    rest = {k: v for k, v in content.items() if k != "checksum"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _signature(signature: Signature) -> dict[str, Any]:
+    return {
+        "parameters": list(signature.parameters),
+        "names": list(signature.names),
+        "ranks": list(signature.ranks),
+        "dtype": str(signature.dtype).removeprefix("torch."),
+        "integer_timestep": signature.integer_timestep,
+    }
+
+
+def _plain_config(config: Any) -> dict[str, Any] | None:
+    """The entries of a config that JSON has; the others are nothing a pipeline asks for."""
+    if config is None:
+        return None
+    entries = config if isinstance(config, Mapping) else vars(config)
+    kept = {}
+    for key, value in entries.items():
+        if isinstance(key, str) and _WORD.fullmatch(key) and key not in _UNSAVED:
+            try:
+                kept[key] = Field(json.loads(json.dumps(value)), MANIFEST, key).plain()
+            except (TypeError, ValueError, RecursionError, ArtifactError):
+                continue
+    return kept
+
+
+def verified(whole: Field) -> dict[str, Field]:
+    """The parts of a manifest whose format we read and whose checksum fits.
+
+    Raises:
+        ArtifactError: not a manifest, a newer format, or damaged.
+    """
+    members = whole.members(64)
+    if "format" not in members:
+        whole.fail("lacks 'format'; it is not a saved model of fxquant")
+    if members["format"].integer(1) > FORMAT:
+        members["format"].fail(
+            f"is {members['format'].value}, this fxquant {__version__} reads up to {FORMAT}; "
+            "pip install -U fxquant"
+        )
+    whole.record(_KEYS)
+    if members["checksum"].text(_HASH) != _checksum(whole.value):
+        whole.fail("does not match its checksum; the file was changed or damaged. Save again")
+    for name, version in members["versions"].members(16).items():
+        version.text(limit=100)
+        if not _WORD.fullmatch(name):
+            version.fail("is no package")
+    return members
+
+
+def described(entry: Field, kind: str) -> Written:
+    """What the manifest says about one of the other files."""
+    members = entry.record(("name", "bytes", "sha256"))
+    written = Written(
+        members["name"].text(FILE),
+        members["bytes"].integer(1, 1 << 50),
+        members["sha256"].text(_HASH),
+    )
+    if not written.name.startswith(f"{kind}-{written.sha256[:16]}."):
+        members["name"].fail("is not the name that goes with the checksum")
+    return written
+
+
+def read_signature(field: Field, blueprint: Blueprint) -> Signature:
+    """The signature, which must fit the graph's inputs."""
+    entry = field.record(("parameters", "names", "ranks", "dtype", "integer_timestep"))
+    names = tuple(n.text(_INPUT) for n in entry["names"].items(64))
+    signature = Signature(
+        parameters=tuple(p.text(_WORD) for p in entry["parameters"].items(256)),
+        names=names,
+        ranks=tuple(r.integer(0, 8) for r in entry["ranks"].items(count=len(names))),
+        dtype=DTYPES[entry["dtype"].one_of(DTYPES)],
+        integer_timestep=entry["integer_timestep"].boolean(),
+    )
+    if not signature.dtype.is_floating_point:
+        entry["dtype"].fail("is no float")
+    expected = [(n.replace(".", "_"), r) for n, r in zip(names, signature.ranks, strict=True)]
+    if not names or expected != blueprint.inputs:
+        field.fail(f"has the inputs {expected}, the graph {blueprint.inputs}")
+    for name in names:
+        if name.partition(".")[0] not in signature.parameters:
+            field.fail(f"input {name!r} belongs to no parameter")
+    return signature
+
+
+def read_recipe(field: Field) -> Recipe:
+    """The recipe; fields that it lacks have their defaults."""
+    try:
+        return Recipe.from_json(field.plain())
+    except (RecipeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{field.file}: {field.path}: {error}") from error
+
+
+def read_original(field: Field) -> tuple[type[nn.Module] | None, Any]:
+    """The class, if this diffusers has it, and the config."""
+    entry = field.record(("class", "config"))
+    config = None
+    if entry["config"].value is not None:
+        members = entry["config"].members(1024)
+        for key, member in members.items():
+            if not _WORD.fullmatch(key) or hasattr(dict, key):
+                member.fail("is not the name of a setting")
+        config = FrozenDict({key: member.plain() for key, member in members.items()})
+    if entry["class"].value is None:
+        return None, config
+    match = _CLASS.fullmatch(entry["class"].text(_CLASS))
+    assert match is not None
+    try:
+        found = getattr(importlib.import_module(match[1]), match[2], None)
+    except ImportError:
+        found = None
+    fits = isinstance(found, type) and issubclass(found, nn.Module)
+    return (found if fits else None), config
+
+
+def read_origin(manifest: Mapping[str, Field], document: Document) -> Origin:
+    """What saving the loaded model again needs."""
+    entry = manifest["calibration"].record(("calls", "timesteps"))
+    return Origin(
+        document=document,
+        problem="",
+        original=manifest["original"].value["class"],
+        calls=entry["calls"].integer(0),
+        timesteps=tuple(t.number() for t in entry["timesteps"].items()),
+    )
+
+
+def read_summary(field: Field) -> int:
+    """The size of the original; the rest of the summary follows from the graph."""
+    entry = field.record(("precision", "stayed_float", "bytes_before"))
+    for count in entry["precision"].members(64).values():
+        count.integer(0)
+    for layers in entry["stayed_float"].members(4096).values():
+        for layer in layers.items():
+            layer.text()
+    return entry["bytes_before"].integer(0)

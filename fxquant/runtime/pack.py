@@ -1,0 +1,41 @@
+"""Weights in the order their kernels want, all made when a model is loaded.
+
+Left to the first call, canonical and packed weights would be in memory together. Here each
+canonical weight goes back to its file as soon as it is packed, so that serving holds one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fxquant.graph.lowered import LAYERS, arguments, ops
+from fxquant.graph.nodes import attribute
+from fxquant.kernels.x86 import onednn
+
+_ONEDNN = ("onednn", "onednn_int4")
+
+
+def pack_weights(bound: GraphModule, release: Callable[[str], None]) -> None:
+    """Pack what the bound graph's kernels would pack at their first call.
+
+    Args:
+        release: called with the target of each weight that was packed.
+    """
+    for node in bound.graph.nodes:
+        if node.op == "call_function" and node.target in LAYERS and node.args[-1] in _ONEDNN:
+            given = arguments(node)
+            target = str(given["weight"].target)
+            _pack(node, given, attribute(bound, target))
+            release(target)
+
+
+def _pack(node: Node, given: dict[str, Any], weight: Tensor) -> None:
+    shape = given["x"].meta["val"].shape
+    if node.target is ops.conv2d.default:
+        onednn.prepare_conv2d(weight, given["weight_bits"], int(shape[1]), given["kernel_size"])
+    else:
+        onednn.prepare_linear(weight, given["weight_bits"], int(shape[-1]))

@@ -1,0 +1,98 @@
+"""fxquant quantize: an artefact that loads and computes, and every refusal before the work."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import fxquant
+from fxquant.cli import main, quantize
+from fxquant.evaluate.figures import output
+from fxquant.passes import pipelines
+from tests import models
+from tests.cli.conftest import QUICK
+from tests.runtime.compiled import unconditional
+from tests.toy import relative_error
+
+
+def test_the_artefact_computes_what_the_model_does(artefact):
+    model = unconditional()[0]
+    call = models.calls(model, 2)[1]
+    error = relative_error(output(fxquant.load(artefact), call), output(model, call))
+    assert 0 < error < 0.2
+
+
+def test_equal_seeds_make_equal_artefacts(artefact, pipeline, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FXQUANT_DUMP", str(tmp_path / "dumps"))
+    out = tmp_path / "new" / "again"
+    assert main(["quantize", pipeline, "--out", str(out), *QUICK, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["out"] == str(out)
+    assert report["summary"]["recipe"] == "w8a8-fast"
+    assert len(list((tmp_path / "dumps").iterdir())) == 1 + len(pipelines.ALL)
+    monkeypatch.delenv("FXQUANT_DUMP")  # load dumps its passes, too
+    first, second = (fxquant.load(path).table.values for path in (artefact, str(out)))
+    assert torch.equal(first, second)
+
+
+def test_arguments_reach_compile_and_the_summary_is_told(pipeline, tmp_path, monkeypatch, capsys):
+    given = {}
+
+    def compile_(model, calls, recipe, **options: object):
+        given.update(options, recipe=recipe.name, calls=len(calls))
+        return unconditional()[1]
+
+    monkeypatch.setattr(fxquant, "compile", compile_)
+    arguments = ["--recipe", "w4a8-fast", "--seed", "3", "--strict", "--backend", "reference"]
+    assert main(["quantize", pipeline, "--out", str(tmp_path / "out"), *QUICK, *arguments]) == 0
+    assert given == {
+        "recipe": "w4a8-fast", "calls": 2, "seed": 3, "strict": True, "backend": "reference"
+    }  # fmt: skip
+    out = capsys.readouterr().out
+    assert str(unconditional()[1].summary) in out
+    assert f"{tmp_path / 'out'}: saved; fxquant.load(" in out
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if calls are made: a refusal must come before."""
+
+    def fail(*_args: object) -> None:
+        raise AssertionError("calls were recorded before the refusal")
+
+    monkeypatch.setattr(quantize, "calls_for", fail)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digit"], "ModelError: 'digit' is no folder and no bundled model. Did you mean 'digits'"),
+        (["digits", "--recipe", "w8a9"], "RecipeError"),
+        (["digits", "--backend", "x68"], "BackendError: unknown backend 'x68'. Did you mean 'x86'"),
+    ],
+)
+def test_refusals(arguments, message, tmp_path, refused):
+    assert message in refused("quantize", *arguments, "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_work")
+def test_an_output_that_cannot_be_written_is_refused(tmp_path, refused):
+    (tmp_path / "file").write_text("")
+    message = refused("quantize", "digits", "--out", str(tmp_path / "file"))
+    assert "SettingError" in message
+    assert "is a file; name another folder" in message
+
+
+@pytest.mark.usefixtures("no_work")
+def test_an_artefact_is_not_quantised_again(artefact, tmp_path, refused):
+    message = refused("quantize", artefact, "--out", str(tmp_path / "out"))
+    assert "is a compiled artefact; this command starts from the float model" in message
+
+
+def test_a_wrong_setting_of_the_log_is_refused(monkeypatch, refused):
+    monkeypatch.setenv("FXQUANT_LOG", "loud")
+    assert "SettingError: FXQUANT_LOG: unknown level 'loud'" in refused("passes")
