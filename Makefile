@@ -11,13 +11,14 @@ BENCHMARKS = $(wildcard benchmarks/*.py)
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-slow lint format types bench clean
+.PHONY: help install docs demo test test-all test-slow lint format types bench clean
 
 help:
 	@echo "make demo      quantise the bundled model and show what came of it"
 	@echo "make test      the tests, without the slow ones"
 	@echo "make test-all  lint and all tests"
 	@echo "make lint      ruff and mypy (make format repairs what ruff can)"
+	@echo "make docs      the API reference, from docstrings, to build/docs"
 	@echo "make bench     the measured comparisons"
 	@echo "make clean     remove everything make built"
 
@@ -56,6 +57,11 @@ types: $(STAMP)
 	ln -s $(CURDIR)/fxquant/* $(CURDIR)/passes $(CURDIR)/kernels $(TYPES)/fxquant/
 	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 		--cache-dir $(CURDIR)/.mypy_cache -p fxquant
+
+docs: $(STAMP)
+	$(BIN)/pdoc --docformat google -o build/docs fxquant fxquant.recipe fxquant.errors \
+		fxquant.calibration fxquant.graph fxquant.quant fxquant.runtime fxquant.evaluate \
+		fxquant.passes fxquant.kernels
 
 bench: $(STAMP)
 	@test -n "$(BENCHMARKS)" || { echo "no benchmarks/*.py to run"; exit 1; }

@@ -70,7 +70,7 @@ setup(
         "eval": ["torchmetrics", "torch-fidelity"],
         "plots": ["matplotlib"],
         "bench": ["openvino", "nncf", "onnxruntime", "torchao"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "matplotlib", "setuptools>=77"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "matplotlib", "pdoc", "setuptools>=77"],
     },
     entry_points={"console_scripts": ["fxquant = fxquant.cli:main"]},
     classifiers=[

@@ -98,6 +98,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     )
 
 
+@torch.inference_mode(mode=False)  # kernels ask weights how often they changed
 def load(
     folder: str | Path,
     backend: str = "auto",

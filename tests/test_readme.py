@@ -39,14 +39,24 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_commands_run(command, tmp_path, capsys):
+def test_commands_parse(command):
+    assert parser().parse_args(shlex.split(command)[1:]).run
+
+
+@pytest.mark.slow
+def test_commands_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in commands():
+        run_command(command)
+        assert capsys.readouterr().out, command
+
+
+def run_command(command: str) -> None:
     if "path/to/diffusers/folder" in command:
         from fxquant import assets
 
         command = command.replace("path/to/diffusers/folder", str(assets.path("digits") / "unet"))
-    status = main(shlex.split(command)[1:])
-    assert status == (1 if " diff " in command else 0)
-    assert capsys.readouterr().out
+    assert main(shlex.split(command)[1:]) == (1 if " diff " in command else 0), command
 
 
 def test_every_command_is_named():

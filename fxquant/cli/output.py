@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,11 @@ def check_writable(folder: Path) -> Path:
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not there.is_dir():
         raise SettingError(f"{folder} cannot be written: {there} is a file; name another folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise SettingError(f"{folder} cannot be written: no permission in {there}; name another")
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # permission bits say nothing to root
+    except OSError as error:
+        raise SettingError(
+            f"{folder} cannot be written: {there} takes no file ({error.strerror}); name another "
+            "folder"
+        ) from error
     return folder

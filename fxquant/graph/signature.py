@@ -100,6 +100,9 @@ def signature_of(
             "the first call holds no batched tensor; a call is what the model's forward takes, "
             f"as a dict or a tuple: {', '.join(parameters)}"
         )
+    first, tensor = next(iter(found.items()))
+    if not tensor.is_floating_point():
+        raise CallError(f"{first} is {tensor.dtype}; a denoiser's sample is floating point")
     names = tuple(found)
     ranks = tuple(1 if n == TIMESTEP else t.ndim for n, t in found.items())
     learned = getattr(getattr(model, "config", None), "time_embedding_type", None) == "learned"

@@ -73,8 +73,10 @@ class ActivationTable(nn.Module):
                 self._warned = True
                 log.warning(
                     "timestep outside the calibrated range [%g, %g]; its nearest end serves. "
-                    "Calibrate with the sampler you serve with to avoid this.", float(low), float(high)
-                )  # fmt: skip
+                    "Calibrate with the sampler you serve with to avoid this.",
+                    float(low),
+                    float(high),
+                )
 
 
 def nearest(sorted_values: Tensor, x: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def check_call(node: Node, rows: int) -> None:
 def _check_item(node: Node) -> None:
     _require(len(node.args) == 2 and not node.kwargs, "takes a list and an index")
     source, index = node.args
-    items = source.meta["val"] if isinstance(source, Node) else None
+    items: Any = source.meta["val"] if isinstance(source, Node) else None
     _require(isinstance(items, (list, tuple)), "takes an item of something that is no list")
     _require(type(index) is int and 0 <= index < len(items), "takes an item that is not there")
 
@@ -84,9 +84,10 @@ class Call:
         for name in ("bits", "out_bits", "weight_bits"):
             if name in self.arguments:
                 self.integer(name, 2, 8)
-        dtype = self.arguments.get("out_dtype", self.arguments.get("dtype"))
+        dtype: Any = self.arguments.get("out_dtype", self.arguments.get("dtype"))
         _require(isinstance(dtype, torch.dtype), "has no dtype")
-        quantised = self.arguments.get("out_index", self.arguments.get("index")) >= 0
+        index: Any = self.arguments.get("out_index", self.arguments.get("index"))
+        quantised = index >= 0
         fits = dtype in _INTEGERS if quantised else dtype.is_floating_point
         _require(fits, f"cannot write {dtype}")
 
@@ -107,7 +108,7 @@ class Call:
 
     def tensor(self, name: str, integers: bool = False, ranks: tuple[int, ...] = ()) -> Tensor:
         """The example value of a tensor argument, float unless `integers`."""
-        value = _value(self.arguments[name])
+        value: Any = _value(self.arguments[name])
         _require(value is not None, f"{name} is no tensor")
         fits = value.dtype in _INTEGERS if integers else value.dtype.is_floating_point
         _require(fits, f"{name} is {value.dtype}")

@@ -188,7 +188,7 @@ def hash_of(descriptor: int) -> str:
 def _locked(folder: Path, exclusive: bool) -> Iterator[None]:
     """Hold the folder's lock; without one where there are none (some network file systems)."""
     if fcntl is None:
-        yield
+        yield  # type: ignore[unreachable]
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxquant.errors import BackendError
+from fxquant.graph.limits import check_limits, input_limits
 from fxquant.graph.signature import Signature
 from fxquant.quant.table import ActivationTable
 from fxquant.recipe import Recipe
@@ -74,6 +75,7 @@ class QuantizedModel(nn.Module):
         self.config = config
         self.origin = origin
         self._output = output
+        self._limits = input_limits(graph)
         if not owned:
             _own_tensors(self)
         self.eval()
@@ -92,13 +94,16 @@ class QuantizedModel(nn.Module):
         """The original's forward.
 
         Raises:
-            CallError: arguments other than those the model was captured with.
+            CallError: arguments, or sizes, other than those the model was captured with.
         """
         parameters = self.signature.parameters
         return_dict = kwargs.get("return_dict", True)
         if "return_dict" in parameters and len(args) > parameters.index("return_dict"):
             return_dict = args[parameters.index("return_dict")]
-        result = self.run(self.signature.flatten(args, kwargs))
+        tensors = self.signature.flatten(args, kwargs)
+        for name, tensor, limits in zip(self.signature.names, tensors, self._limits, strict=False):
+            check_limits(name, tensor, limits)
+        result = self.run(tensors)
         if "return_dict" not in parameters:
             return result
         return self._output(result) if return_dict and self._output else (result,)
@@ -171,7 +176,8 @@ def _own_tensors(module: nn.Module) -> None:
 
     with torch.inference_mode(mode=False):
         for part in module.modules():
-            for tensors in (part._parameters, part._buffers):
+            owners: list[Any] = [part._parameters, part._buffers]
+            for tensors in owners:
                 for name, tensor in tensors.items():
                     if tensor is not None and not _is_integer_weight(tensor):
                         if id(tensor) not in copies:

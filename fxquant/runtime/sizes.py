@@ -63,7 +63,7 @@ def _symbols(size: Any) -> list[sympy.Symbol]:
     return sorted(size.node.expr.free_symbols, key=str)
 
 
-def _range(size: torch.SymInt, symbol: sympy.Symbol) -> list[int | None]:
+def _range(size: Any, symbol: sympy.Symbol) -> list[int | None]:
     found = size.node.shape_env.var_to_range[symbol]
     return [int(found.lower), None if found.upper > _LARGEST else int(found.upper)]
 

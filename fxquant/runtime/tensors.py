@@ -57,7 +57,8 @@ def stream(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
 def _bytes_of(value: Tensor) -> memoryview:
     """A tensor's bytes in C order; a copy only where its memory has another order."""
     flat = value.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    array: Any = flat.view(torch.uint8).numpy()
+    return memoryview(array) if flat.numel() else memoryview(b"")
 
 
 class MappedTensors:
@@ -105,14 +106,12 @@ class MappedTensors:
         count = (stop - start) // dtype.itemsize
         if not count:
             return torch.empty(shape, dtype=dtype)
-        with torch.inference_mode(mode=False):  # kernels ask its version counter
-            flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=self._start + start)
-            return flat.view(shape)
+        flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=self._start + start)
+        return flat.view(shape)
 
     def copy(self, name: str) -> Tensor:
         """A tensor in memory of its own, aligned as torch aligns: float kernels care."""
-        with torch.inference_mode(mode=False):
-            return self.view(name).clone()
+        return self.view(name).clone()
 
     def release(self, names: Iterable[str]) -> None:
         """Give back the memory of these tensors; it is read again from the file if needed.

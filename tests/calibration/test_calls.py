@@ -193,3 +193,16 @@ def test_tensors_on_the_meta_device_have_no_values_to_check() -> None:
 def test_arguments_of_a_mapping_and_of_a_sequence() -> None:
     assert as_arguments({"a": 1}) == ((), {"a": 1})
     assert as_arguments([1, 2]) == as_arguments((1, 2)) == ((1, 2), {})
+
+
+def test_calls_that_differ_in_channels_or_kind_are_refused():
+    model = models.build("toy")
+    good = models.calls("toy", 1, 2, 0)[0]
+    wide = {**good, "sample": torch.randn(2, 5, 8, 8)}
+    with pytest.raises(CallError, match=r"call 1: sample has shape \(2, 5, 8, 8\)"):
+        read_calls([good, wide], model)
+    whole = {**good, "encoder_hidden_states": good["encoder_hidden_states"].long()}
+    with pytest.raises(CallError, match=r"call 1: encoder_hidden_states is torch.int64"):
+        read_calls([good, whole], model)
+    with pytest.raises(CallError, match="floating point"):
+        read_calls([{**good, "sample": good["sample"].int()}], model)

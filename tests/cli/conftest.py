@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
-from diffusers import DDIMScheduler
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
 
 from fxquant.cli import main
-from tests.runtime.compiled import unconditional
 
 QUICK = ("--calls", "2", "--batch", "2")
 
 
+@functools.cache
+def small_unet() -> UNet2DModel:
+    """An unconditional DDPM of one level, 8x8 pixels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return UNet2DModel(
+            sample_size=8,
+            block_out_channels=(16,),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=8,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+        ).eval()
+
+
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with the unet and the scheduler of an unconditional DDPM, 8x8 pixels."""
+    """A folder with that unet and a scheduler."""
     path = tmp_path_factory.mktemp("pipeline")
-    unconditional()[0].save_pretrained(path / "unet")
+    small_unet().save_pretrained(path / "unet")
     DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(path / "scheduler")
     return str(path)
 

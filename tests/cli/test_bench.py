@@ -7,17 +7,16 @@ import json
 import fxquant
 from fxquant.cli import main
 from fxquant.evaluate.accounting import PARTS
-from tests.runtime.compiled import unconditional
 
 QUICK = ("--rounds", "1", "--batch", "1")
 
 
-def test_a_float_model_is_compiled_and_compared(pipeline, monkeypatch, capsys):
-    given = {}
+def test_a_float_model_is_compiled_and_compared(artefact, pipeline, monkeypatch, capsys):
+    given, compiled = {}, fxquant.load(artefact)
 
     def compile_(_model, calls, recipe, **_options: object):
         given.update(recipe=recipe.name, shapes=[tuple(c["sample"].shape) for c in calls])
-        return unconditional()[1]
+        return compiled
 
     monkeypatch.setattr(fxquant, "compile", compile_)
     assert main(["bench", pipeline, *QUICK, "--profile"]) == 0

@@ -16,7 +16,7 @@ from fxquant.cli.inputs import add_call_arguments, calls_for, is_sampled
 from fxquant.cli.model import load_scheduler
 from fxquant.errors import LoaderError, ModelError
 from tests import models
-from tests.runtime.compiled import unconditional
+from tests.cli.conftest import small_unet
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -26,7 +26,7 @@ def options(*arguments: str) -> argparse.Namespace:
 
 
 def test_an_image_model_is_sampled_over_the_whole_trajectory(pipeline):
-    model = unconditional()[0]
+    model = small_unet()
     calls = calls_for(model, pipeline, options())
     assert [set(c) for c in calls] == [{"sample", "timestep"}] * 3
     assert [tuple(c["sample"].shape) for c in calls] == [(4, 3, 8, 8)] * 3
@@ -36,7 +36,7 @@ def test_an_image_model_is_sampled_over_the_whole_trajectory(pipeline):
 
 
 def test_seeds_make_other_noise(pipeline):
-    model = unconditional()[0]
+    model = small_unet()
     first, again, seeded, other = (
         calls_for(model, pipeline, options("--seed", user), seed=extra)[0]["sample"]
         for user, extra in (("0", 0), ("0", 0), ("1000", 0), ("0", 1000))
@@ -83,20 +83,13 @@ def test_a_model_without_a_config_needs_recorded_calls():
 
 
 def test_what_is_sampled():
-    assert is_sampled(unconditional()[0])
+    assert is_sampled(small_unet())
     assert not is_sampled(models.build("sd"))
     assert not is_sampled(nn.Linear(1, 1))
-    small = {
-        "block_out_channels": (4,),
-        "norm_num_groups": 2,
-        "down_block_types": ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",),
-        "add_attention": False,
-        "sample_size": 8,
-    }
-    assert is_sampled(UNet2DModel(**small))
-    assert not is_sampled(UNet2DModel(**small, class_embed_type="identity"))
-    assert not is_sampled(UNet2DModel(**{**small, "sample_size": None}))
+    config = small_unet().config
+    for name, value in (("class_embed_type", "identity"), ("sample_size", None)):
+        odd = UNet2DModel.from_config(config, **{name: value})
+        assert not is_sampled(odd), name
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 
 import pytest
 
@@ -37,6 +37,9 @@ def test_a_file_in_the_way_is_named(tmp_path, below):
 
 
 def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(SettingError, match=f"no permission in {tmp_path}"):
+    def refuse(**_options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # root may write anywhere
+    with pytest.raises(SettingError, match=rf"{tmp_path} takes no file \(Permission denied\)"):
         check_writable(tmp_path / "new")

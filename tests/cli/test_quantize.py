@@ -12,13 +12,12 @@ from fxquant.cli import main, quantize
 from fxquant.evaluate.figures import output
 from fxquant.passes import pipelines
 from tests import models
-from tests.cli.conftest import QUICK
-from tests.runtime.compiled import unconditional
+from tests.cli.conftest import QUICK, small_unet
 from tests.toy import relative_error
 
 
 def test_the_artefact_computes_what_the_model_does(artefact):
-    model = unconditional()[0]
+    model = small_unet()
     call = models.calls(model, 2)[1]
     error = relative_error(output(fxquant.load(artefact), call), output(model, call))
     assert 0 < error < 0.2
@@ -37,12 +36,12 @@ def test_equal_seeds_make_equal_artefacts(artefact, pipeline, tmp_path, monkeypa
     assert torch.equal(first, second)
 
 
-def test_arguments_reach_compile_and_the_summary_is_told(pipeline, tmp_path, monkeypatch, capsys):
-    given = {}
+def test_arguments_reach_compile(artefact, pipeline, tmp_path, monkeypatch, capsys):
+    given, compiled = {}, fxquant.load(artefact)
 
     def compile_(model, calls, recipe, **options: object):
         given.update(options, recipe=recipe.name, calls=len(calls))
-        return unconditional()[1]
+        return compiled
 
     monkeypatch.setattr(fxquant, "compile", compile_)
     arguments = ["--recipe", "w4a8-fast", "--seed", "3", "--strict", "--backend", "reference"]
@@ -51,7 +50,7 @@ def test_arguments_reach_compile_and_the_summary_is_told(pipeline, tmp_path, mon
         "recipe": "w4a8-fast", "calls": 2, "seed": 3, "strict": True, "backend": "reference"
     }  # fmt: skip
     out = capsys.readouterr().out
-    assert str(unconditional()[1].summary) in out
+    assert str(compiled.summary) in out
     assert f"{tmp_path / 'out'}: saved; fxquant.load(" in out
 
 

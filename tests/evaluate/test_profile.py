@@ -47,7 +47,7 @@ def test_systems_take_turns_and_the_warm_up_does_not_count(clock):
 
 
 def test_every_operator_is_counted_once(monkeypatch):
-    model = toy("w8a8-fast", "reference")
+    model = toy("w8a8-fast")
     monkeypatch.setattr(profile.time, "perf_counter", Clock(tick=1.0))
     found = time_by_kind(model, story().calls[0], rounds=2, warmup=1)
     nodes = Counter(kind(n) for n in model.graph.graph.nodes if n.op == "call_function")
@@ -57,6 +57,8 @@ def test_every_operator_is_counted_once(monkeypatch):
 
 
 def test_kinds_name_operator_and_kernel():
-    kinds = {kind(n) for n in toy("w8a8-fast", "reference").graph.graph.nodes}
-    assert {"fxquant.conv2d reference", "fxquant.attention reference", "aten.conv2d"} <= kinds
-    assert "sizes" in kinds
+    nodes = [n for n in toy("w8a8-fast").graph.graph.nodes if n.op == "call_function"]
+    kinds = {kind(n) for n in nodes}
+    assert {"aten.conv2d", "aten.linear", "sizes"} <= kinds
+    conv = next(n for n in nodes if str(n.target) == "fxquant.conv2d.default")
+    assert kind(conv) == f"fxquant.conv2d {conv.args[-1]}"

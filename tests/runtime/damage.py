@@ -1,4 +1,4 @@
-"""Ways to damage a saved model: files cut, flipped and swapped, and forgeries whose checksums fit."""
+"""Ways to damage a saved model: files cut, flipped and swapped; forgeries whose checksums fit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 NASTY: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 3, 8, 9, 16, 17, 63, 255, 2**31 - 1, 2**31, 2**40, 2**62, 2**63,
-    -(2**63), 10**30, 0.0, -1.0, 0.5, 1e-30, 1e300, 1e308, "", "x", "B", "8*B", "B+1", "999999999*B",
-    "../x", "/etc/passwd", "..", "a.b.c", "__class__", "graph", "forward", "none", "silu", "gelu",
-    "onednn", "fused", "int8", "uint8", "float32", "bfloat16", "float64", "bool", "\x00", "é" * 9,
-    "x" * 5000, "os.system('touch pwned')", "');import os;os.abort()#", [], {}, [[]], [0], [1, 1],
-    [-1, -1], [2**31] * 4, [2**62, 2], [0, 0, 0, 0], [1] * 5000, {"node": "sample"}, {"node": "row"},
-    {"node": "../x"}, {"tensor": "../x"}, {"tensor": "conv.weight"}, {"tensor": "conv_in.weight"},
-    {"dtype": "int8"}, {"dtype": "object"}, {"device": "cuda:7"}, {"float": "nan"}, {"float": "inf"},
+    None, True, False, 0, 1, -1, 2, 3, 8, 9, 16, 17, 63, 255, 2**31 - 1, 2**31, 2**40, 2**62,
+    2**63, -(2**63), 10**30, 0.0, -1.0, 0.5, 1e-30, 1e300, 1e308, "", "x", "B", "8*B", "B+1",
+    "999999999*B", "../x", "/etc/passwd", "..", "a.b.c", "__class__", "graph", "forward", "none",
+    "silu", "gelu", "onednn", "fused", "int8", "uint8", "float32", "bfloat16", "float64", "bool",
+    "\x00", "é" * 9, "x" * 5000, "os.system('touch pwned')", "');import os;os.abort()#", [], {},
+    [[]], [0], [1, 1], [-1, -1], [2**31] * 4, [2**62, 2], [0, 0, 0, 0], [1] * 5000,
+    {"node": "sample"}, {"node": "row"}, {"node": "../x"}, {"tensor": "../x"},
+    {"tensor": "conv.weight"}, {"tensor": "conv_in.weight"}, {"dtype": "int8"},
+    {"dtype": "object"}, {"device": "cuda:7"}, {"float": "nan"}, {"float": "inf"},
     {"layout": "channels_last"}, {"a": 1, "b": 2}, {"node": "conv", "tensor": "x"},
 )  # fmt: skip
 OPERATORS = (
@@ -77,7 +78,7 @@ def forged(manifest: dict[str, Any]) -> str:
 
 
 def damage(source: Path, target: Path, seed: int) -> tuple[str, bool]:
-    """A damaged copy of `source` in `target`: what was done, and whether the checksums still fit."""
+    """A damaged copy of `source` in `target`: what was done, and if the checksums still fit."""
     chance = random.Random(seed)
     shutil.rmtree(target, ignore_errors=True)
     if chance.random() < 0.4:

@@ -34,7 +34,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def check_same_tensors(a: QuantizedModel, b: QuantizedModel) -> None:
     """Bitwise, in name, dtype and kind."""
     ours, theirs = a.state_dict(), b.state_dict()
-    assert list(ours) and sorted(ours) == sorted(theirs)
+    assert len(ours) > 0
+    assert sorted(ours) == sorted(theirs)
     for name, value in ours.items():
         assert value.dtype == theirs[name].dtype, name
         assert torch.equal(value, theirs[name]), name

@@ -185,6 +185,12 @@ def test_mixed_precision_reaches_the_operators() -> None:
     assert layers["downsample.conv"]["kernel"] == "onednn"
     assert "conv_out" in layers
     assert not {"conv_in", "up_resnet.conv1", f"{BLOCK}.attn1.to_k"} & set(layers)
+    (simulated,) = (
+        n for n in story(MIXED)["select_kernels"].graph.nodes
+        if is_layer(n) and module_path(n) == f"{BLOCK}.attn1.to_k"
+    )  # fmt: skip
+    assert simulated.meta["val"].dtype == torch.float32  # bfloat16 would round the 16 bits away
+    assert next(iter(simulated.users)).meta["val"].dtype == torch.bfloat16
     scale = attribute(
         story(MIXED)["select_kernels"], str(layers[f"{BLOCK}.attn2.to_q"]["weight_scale"].target)
     )
