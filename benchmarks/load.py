@@ -133,14 +133,19 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
     import fxquant
     from fxquant.calibration.example import example_call
 
+    others = os.getloadavg()[0]
+    processor = time.process_time()
     qunet, seconds = timed(lambda: fxquant.load(options.saved))
+    processor = time.process_time() - processor
     loaded = resident()
     call = example_call(qunet, batch=2)
     steps = [timed(lambda: step(qunet, call))[1] for _ in range(STEPS)]
     return {
         "machine": machine(),
         "import_seconds": imports,
+        "load_average_before": others,
         "load_seconds": seconds,
+        "load_processor_seconds": processor,
         "phases": dict(qunet.summary.seconds),
         "step_seconds": steps,
         "resident_bytes_after_load": loaded,

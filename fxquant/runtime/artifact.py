@@ -11,6 +11,7 @@ no paths, no machine. Nothing in the files is executed or unpickled.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,10 @@ def read(folder: str | Path) -> Artifact:
     with folders.reading(folder):
         manifest = _read_manifest(folder)
         document = _read_graph(folder, manifest["graph"])
-        mapping = _map_model(folder, manifest["model"])
-    blueprint = Blueprint(document)
+        with ThreadPoolExecutor(1) as other:  # hashing leaves Python to us
+            mapped = other.submit(_map_model, folder, manifest["model"])
+            blueprint = Blueprint(document)
+        mapping = mapped.result()
     graph = blueprint.build(_matched(blueprint, mapping, manifest["model"]))
     original, config = manifests.read_original(manifest["original"])
     return Artifact(

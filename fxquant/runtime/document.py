@@ -150,6 +150,7 @@ class Blueprint:
         fields = document.record(("symbols", "inputs", "tensors", "nodes", "output"))
         self._symbols = Symbols(fields["symbols"])
         self._mode = FakeTensorMode(shape_env=self._symbols.environment)
+        self._mode.cache_enabled = False  # keys of symbolic sizes cost more than they save
         self._scaffold = GraphModule(nn.Module(), Graph())
         self._fields: dict[Node, Field] = {}
         self._nodes: dict[str, Node] = {}

@@ -52,7 +52,9 @@ def test_build_list_clean(cache: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert build["command"].endswith(" -O1 tiny.cpp")
     assert build["bytes"] > (Path(build["directory"]) / "library.so").stat().st_size > 0
     (cache / "notes").mkdir()
-    (Path(build["directory"]) / "library.so").write_bytes(b"")
+    library = Path(build["directory"]) / "library.so"
+    library.unlink()  # not truncated: this process has it open
+    library.write_bytes(b"")
     assert main(["kernels", "list"]) == 0
     assert "damaged" in capsys.readouterr().out
     assert main(["kernels", "clean"]) == 0

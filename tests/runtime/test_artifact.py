@@ -195,7 +195,7 @@ def test_a_graph_without_a_saved_form_compiles_but_does_not_save(tmp_path: Path)
             hidden = self.conv_out(self.conv(sample) + timestep[:, None, None, None])
             return torch.special.bessel_j0(hidden)
 
-    model = c.compiled(Spectral().eval(), c.mite_calls())
+    model = c.compiled(Spectral().eval(), c.mite_calls(), c.float32())
     assert torch.isfinite(model(**c.mite_calls()[0])).all()
     with pytest.raises(ArtifactError, match="special_bessel_j0"):
         model.save_pretrained(tmp_path)
