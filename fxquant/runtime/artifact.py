@@ -86,9 +86,11 @@ def save(model: QuantizedModel, folder: str | Path) -> None:
     if origin is None or origin.document is None:
         reason = origin.problem if origin else "it was not made by fxquant.compile or fxquant.load"
         raise ArtifactError(f"this model cannot be saved: {reason}")
+    document = to_bytes(origin.document)
+    Blueprint(parse(document, "graph.json"))  # what cannot be read is not written either
     with folders.writing(Path(folder)) as writer:
         tensors = writer.add("model", "safetensors", stream(_tensors(model, origin.document)))
-        graph = writer.add("graph", "json", [to_bytes(origin.document)])
+        graph = writer.add("graph", "json", [document])
         writer.publish(manifests.to_bytes(model, origin, tensors, graph))
 
 

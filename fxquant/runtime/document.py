@@ -225,7 +225,7 @@ class Blueprint:
             shape = [self._symbols.size(s) for s in entry["shape"].items(8)]
             with self._mode:
                 dtype = vocabulary.DTYPES[entry["dtype"].one_of(vocabulary.DTYPES)]
-                node.meta["val"] = torch.empty(shape, dtype=dtype)
+                node.meta["val"] = torch.empty(shape, dtype=dtype, device="cpu")
         last = list(self._nodes.values())[-1:]
         if not last or last[0].name != ROW or last[0].meta["val"].dtype != torch.float32:
             field.fail(f"the last input is not a float32 {ROW!r}")
@@ -268,7 +268,8 @@ class Blueprint:
             node = self.graph.create_node("get_attr", name, (), {})
             entry = self.tensors[name]
             with self._mode:
-                node.meta["val"] = torch.empty(entry["shape"], dtype=entry["dtype"])
+                value = torch.empty(entry["shape"], dtype=entry["dtype"], device="cpu")
+                node.meta["val"] = value
             self._constants[name] = node
         return self._constants[name]
 
