@@ -67,7 +67,7 @@ setup(
     ],
     extras_require={
         "cuda": ["nvidia-cutlass==4.2.0.0"],
-        "eval": ["torchmetrics", "torch-fidelity"],
+        "eval": ["torchmetrics", "torchvision", "torch-fidelity", "transformers"],
         "plots": ["matplotlib"],
         "bench": ["openvino", "nncf", "onnxruntime", "torchao"],
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "matplotlib", "pdoc", "setuptools>=77"],

@@ -3,8 +3,9 @@
     python examples/own_loader.py
 
 A loader is any iterable of UNet calls: dicts of forward's arguments, or tuples of its positional
-ones. Here a torch DataLoader over noisy images, then a generator. The model is a small UNet2DModel
-with random weights, saved and loaded as a diffusers folder, which is where you would put your own.
+ones. Here a torch DataLoader over noisy images, then a generator, then samples that were chosen
+while a pipeline ran. The model is a small UNet2DModel with random weights, saved and loaded as a
+diffusers folder, which is where you would put your own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import fxquant
+from fxquant.calibration import SelectedCalls, record_selected
 
 
 class NoisyImages(Dataset[dict[str, Tensor]]):
@@ -39,6 +41,20 @@ def calls(count: int) -> Iterator[tuple[Tensor, int]]:
     """The same as a generator of positional arguments."""
     for k in range(count):
         yield torch.randn(4, 3, 16, 16), 1000 * k // count
+
+
+def chosen(unet: UNet2DModel, count: int) -> SelectedCalls:
+    """Samples of `count` trajectories, at the timesteps that TDAC finds worth it."""
+
+    def run() -> None:
+        pipeline = DDIMPipeline(unet=unet, scheduler=DDIMScheduler())
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline(batch_size=8, num_inference_steps=10, output_type="np")
+
+    calls = record_selected(unet, [run] * (count // 8), count=count)
+    taken = zip(calls.selection.timesteps, calls.selection.counts.tolist(), strict=True)
+    print("samples by timestep:", ", ".join(f"{t:g}: {n}" for t, n in taken))
+    return calls
 
 
 def load_model() -> UNet2DModel:
@@ -63,8 +79,9 @@ def main() -> Any:
     unet = load_model()
     from_data_loader = fxquant.compile(unet, DataLoader(NoisyImages(), batch_size=4))
     from_generator = fxquant.compile(unet, calls(8))
+    from_trajectories = fxquant.compile(unet, chosen(unet, 32))
     images = None
-    for qunet in (from_data_loader, from_generator):
+    for qunet in (from_data_loader, from_generator, from_trajectories):
         pipeline = DDIMPipeline(unet=qunet, scheduler=DDIMScheduler())
         pipeline.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 
 from fxquant import logs
 from fxquant.calibration.calls import read_calls, timesteps_of
+from fxquant.calibration.trajectories import SelectedCalls
 from fxquant.errors import ArtifactError, BackendError, CaptureError, PassError, near
 from fxquant.graph import runner
 from fxquant.graph.capture import capture
@@ -31,6 +32,8 @@ from fxquant.passes import pipelines
 from fxquant.quant.observers import ObservedEdge
 from fxquant.quant.table import ActivationTable, contiguous_groups, settle
 from fxquant.recipe import Recipe
+from fxquant.reconstruction.checkpoint import UnitReport
+from fxquant.reconstruction.training import Training, train
 from fxquant.runtime.artifact import origin_of, read
 from fxquant.runtime.model import QuantizedModel, class_for, output_class, output_for
 from fxquant.runtime.pack import pack_weights
@@ -48,6 +51,10 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     seed: int = 0,
     strict: bool = False,
     on_pass: OnPass | None = None,
+    iters: int | None = None,
+    time_budget: float | None = None,
+    memory_budget: int | None = None,
+    resume: str | Path | None = None,
 ) -> QuantizedModel:
     """Quantise a diffusers UNet to integer arithmetic.
 
@@ -59,19 +66,27 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         recipe: a name, [method:]bits[-effort], a Recipe, or the path of a recipe file (.json).
         backend: "auto", or one kernel family: "x86", "reference".
         progress: show bars for what takes over two seconds, if standard error is a terminal.
-        seed: of everything random during calibration.
+        seed: of everything random during calibration and reconstruction.
         strict: refuse instead of running anything on a slower path than planned.
         on_pass: called with a record of every pass, for dumps.
+        iters: optimiser steps of every unit, instead of the recipe's.
+        time_budget: seconds for the reconstruction; iterations are cut short to meet it.
+        memory_budget: bytes of cached activations that the reconstruction holds in memory; the
+            rest goes to temporary files. By default a quarter of the machine's memory.
+        resume: a folder that keeps every finished unit. Interrupted, the same call goes on from
+            there and ends with the same model, to the bit if machine, threads and versions are
+            the same and there is no time_budget.
 
     Returns:
         A module with the same signature, config and dtype. `print(result.summary)` tells what
         became integer, what stayed float and why, and which kernels run it.
 
     Raises:
-        CaptureError, CallError, LoaderError, RecipeError, BackendError, FallbackError: see
-            fxquant.errors.
+        CaptureError, CallError, LoaderError, RecipeError, BackendError, FallbackError,
+            CheckpointError: see fxquant.errors.
     """
-    recipe = Recipe.parse(recipe)
+    training = Training(iters, time_budget, memory_budget, resume)
+    recipe = training.apply(Recipe.parse(recipe))
     options = Options(recipe, backend=check_backend(backend), progress=progress)
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -81,6 +96,21 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     signature, calls = read_calls(calib_loader, model)
     with _seeded(seed):
         quantised = fake_quantise(model, signature, calls, options, clock, on_pass)
+    units: tuple[UnitReport, ...] = ()
+    if recipe.reconstruction:
+        with clock("reconstruct"):
+            done = train(
+                quantised.graph,
+                quantised.table,
+                signature,
+                calls,
+                recipe,
+                training,
+                seed=seed,
+                selected=isinstance(calib_loader, SelectedCalls),
+                show=progress,
+            )
+        quantised, units = FakeQuantised(done.graph, done.table), done.units
     with clock("lower"):
         lowered = runner.run(pipelines.LOWER, quantised.graph, options, on_pass=on_pass)
     with clock("bind"):
@@ -91,7 +121,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         quantised.table,
         signature,
         recipe=recipe,
-        summary=summarise(bound, size_in_bytes(model), recipe.name, slow, clock.seconds),
+        summary=summarise(bound, size_in_bytes(model), recipe.name, slow, clock.seconds, units),
         config=getattr(model, "config", None),
         output=output_class(type(model)),
         origin=origin_of(lowered, bound, original, len(calls), timesteps_of(signature, calls)),

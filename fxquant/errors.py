@@ -12,6 +12,7 @@
     │   └── KernelBuildError  a C++ kernel did not compile (in fxquant.kernels.jit)
     ├── ModelError          MODEL on the command line is not what the command needs
     ├── ArtifactError       a saved model is damaged, foreign or newer, or cannot be written
+    ├── CheckpointError     a folder of checkpoints is damaged or belongs to another run
     ├── EvaluationError     a figure was asked for that this model or installation cannot give
     └── SettingError        an environment variable or an output place cannot be used
 
@@ -66,6 +67,10 @@ class ModelError(FxquantError):
 
 class ArtifactError(FxquantError):
     """A saved model cannot be read or written; the message names the file and the field."""
+
+
+class CheckpointError(FxquantError):
+    """A reconstruction cannot be resumed from, or keep checkpoints in, the folder given."""
 
 
 class EvaluationError(FxquantError):

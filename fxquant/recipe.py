@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fxquant.errors import RecipeError, near
+from fxquant.presets import EFFORTS, METHODS, reconstruction_for
 from fxquant.quant.observers import check_observer
+from fxquant.reconstruction.settings import Reconstruction
 
-METHODS = ("eda_dm", "adp_dm", "pcr", "q_diffusion", "ptq4dm")
-EFFORTS = ("fast", "balanced", "best")
 BITS = {"w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4)}
-_AVAILABLE = {("eda_dm", "fast")}
 _DTYPES = ("auto", "float32", "bfloat16")
 GRANULARITIES = ("channel", "tensor")
 
@@ -94,6 +93,8 @@ class Recipe:
         compute_dtype: of float parts in the lowered model: "auto", "float32" or "bfloat16".
         overrides: applied in order, later ones win. A pattern of an override, or of keep_float
             unless it is a default, that matches no layer of the model is an error.
+        reconstruction: how units are trained; None, for efforts above "fast", takes the preset of
+            method, effort and weight bits (fxquant.presets).
     """
 
     method: str = "eda_dm"
@@ -108,6 +109,7 @@ class Recipe:
     keep_float: tuple[str, ...] = KEEP_FLOAT
     compute_dtype: str = "auto"
     overrides: tuple[Override, ...] = ()
+    reconstruction: Reconstruction | None = None
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
@@ -126,10 +128,18 @@ class Recipe:
             ("overrides", Override, "Overrides"),
         ):
             object.__setattr__(self, name, _tuple_of(name, getattr(self, name), kind, items))
-        if (self.method, self.effort) not in _AVAILABLE:
+        self._settle_reconstruction()
+
+    def _settle_reconstruction(self) -> None:
+        preset = reconstruction_for(self.method, self.effort, self.weight_bits)
+        if self.reconstruction is None:
+            object.__setattr__(self, "reconstruction", preset)
+        elif not isinstance(self.reconstruction, Reconstruction):
+            raise RecipeError(f"reconstruction={self.reconstruction!r}; give a Reconstruction")
+        elif preset is None:
             raise RecipeError(
-                f"recipe {self.name!r} needs block reconstruction by {self.method}, which this "
-                f"version does not have yet; {self.bits_name + '-fast'!r} calibrates without it"
+                "effort 'fast' calibrates ranges only and takes no reconstruction; choose "
+                "'balanced' or 'best'"
             )
 
     @property
@@ -143,19 +153,23 @@ class Recipe:
         return f"{prefix}{self.bits_name}{suffix}"
 
     @classmethod
-    def parse(cls, recipe: str | Path | Recipe) -> Recipe:
+    def parse(cls, recipe: str | Path | Recipe, task: str | None = None) -> Recipe:
         """A recipe from its name or file; a Recipe is returned as it is.
 
         Args:
             recipe: [method:]bits[-effort], or the path of a .json file that `save` wrote.
+            task: EDA-DM's published settings for one of fxquant.presets.TASKS; with a name only.
 
         Raises:
             RecipeError: the name does not follow the grammar, or is not available yet; the file is
                 missing or not a recipe.
         """
+        is_file = isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith(".json"))
+        if task is not None and (is_file or isinstance(recipe, Recipe)):
+            raise RecipeError(f"task={task!r} goes with a recipe's name; this one has its settings")
         if isinstance(recipe, Recipe):
             return recipe
-        if isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith(".json")):
+        if is_file:
             return cls.load(recipe)
         if not isinstance(recipe, str):
             raise RecipeError(
@@ -170,16 +184,23 @@ class Recipe:
         method, bits, effort = match.groups()
         _one_of("bits", bits, tuple(BITS))
         weight_bits, activation_bits = BITS[bits]
+        method, effort = method or "eda_dm", effort or "balanced"
+        _one_of("method", method, METHODS)
+        _one_of("effort", effort, EFFORTS)
         return cls(
-            method=method or "eda_dm",
-            effort=effort or "balanced",
+            method=method,
+            effort=effort,
             weight_bits=weight_bits,
             activation_bits=activation_bits,
             weight_observer=weight_observer_for(weight_bits),
+            split_shortcut=method == "q_diffusion",
+            reconstruction=reconstruction_for(method, effort, weight_bits, task),
         )
 
     def with_(self, **changes: Any) -> Recipe:
         """A copy with some fields changed.
+
+        `reconstruction` may be a dict of its changes. Another method or effort brings its own.
 
         Raises:
             RecipeError: unknown field or bad value.
@@ -188,13 +209,27 @@ class Recipe:
         for name in changes:
             if name not in known:
                 raise RecipeError(f"a recipe has no field {name!r}.{near(name, known)}")
+        settings = changes.get("reconstruction")
+        if isinstance(settings, Mapping):
+            if self.reconstruction is None:
+                raise RecipeError(f"recipe {self.name!r} does not reconstruct; give it an effort")
+            known_settings = _known("a reconstruction", settings, Reconstruction)
+            changes["reconstruction"] = replace(self.reconstruction, **known_settings)
+        elif {"method", "effort"} & set(changes):
+            changes.setdefault("reconstruction", None)
         return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
         """Every field as plain data; an override holds only what it changes."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         overrides = [{"pattern": o.pattern, **o.changes()} for o in self.overrides]
-        return {**plain, "keep_float": list(self.keep_float), "overrides": overrides}
+        settings = self.reconstruction and self.reconstruction.to_json()
+        return {
+            **plain,
+            "keep_float": list(self.keep_float),
+            "overrides": overrides,
+            "reconstruction": settings,
+        }
 
     @classmethod
     def from_json(cls, data: Any) -> Recipe:
@@ -207,6 +242,9 @@ class Recipe:
         overrides = known.get("overrides", [])
         if isinstance(overrides, list):  # anything else is refused, and named, by Recipe
             known["overrides"] = [Override(**_known("an override", o, Override)) for o in overrides]
+        if known.get("reconstruction") is not None:
+            settings = _known("a reconstruction", known["reconstruction"], Reconstruction)
+            known["reconstruction"] = Reconstruction(**settings)
         return cls(**known)
 
     def save(self, path: str | Path) -> None:
@@ -240,7 +278,9 @@ def names() -> list[str]:
     return [f"{m}:{b}-{e}".removeprefix("eda_dm:") for m in METHODS for b in BITS for e in EFFORTS]
 
 
-def _known(what: str, data: Any, record: type[Recipe | Override]) -> dict[str, Any]:
+def _known(
+    what: str, data: Any, record: type[Recipe | Override | Reconstruction]
+) -> dict[str, Any]:
     """The fields of a JSON object.
 
     Raises:

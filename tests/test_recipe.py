@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
 
 from fxquant.errors import RecipeError
+from fxquant.presets import EFFORTS, METHODS, TASKS
 from fxquant.quant.observers import OBSERVERS
-from fxquant.recipe import BITS, EFFORTS, KEEP_FLOAT, METHODS, Recipe
+from fxquant.recipe import BITS, KEEP_FLOAT, Recipe
+from fxquant.reconstruction.settings import Reconstruction
 
 
 @pytest.mark.parametrize(
@@ -85,16 +87,115 @@ def test_every_name_of_the_grammar_works_or_says_what_does(
     try:
         recipe = Recipe.parse(name)
     except RecipeError as error:
-        assert f"needs block reconstruction by {method}" in str(error)  # noqa: PT017
-        assert f"'{bits}-fast' calibrates without it" in str(error)  # noqa: PT017
-        assert Recipe.parse(f"{bits}-fast")
+        assert f"method '{method}' is not available in this version" in str(error)  # noqa: PT017
+        assert method in ("adp_dm", "pcr")
     else:
         assert Recipe.parse(recipe.name) == recipe
 
 
 def test_a_name_without_effort_means_balanced() -> None:
-    with pytest.raises(RecipeError, match="recipe 'w4a8' needs block reconstruction"):
-        Recipe.parse("w4a8")
+    assert Recipe.parse("w4a8") == Recipe.parse("w4a8-balanced")
+    assert Recipe.parse("w4a8").name == "w4a8"
+
+
+@pytest.mark.parametrize("method", ["eda_dm", "q_diffusion", "ptq4dm"])
+def test_efforts_reconstruct_more_and_more(method: str) -> None:
+    fast, balanced, best = (Recipe.parse(f"{method}:w4a8-{e}") for e in EFFORTS)
+    assert fast.reconstruction is None
+    assert balanced.reconstruction is not None
+    assert best.reconstruction is not None
+    assert best.reconstruction.iters > balanced.reconstruction.iters
+    assert best.reconstruction.samples > balanced.reconstruction.samples
+
+
+def test_baselines_are_their_published_combinations() -> None:
+    q_diffusion = Recipe.parse("q_diffusion:w4a8")
+    assert q_diffusion.split_shortcut
+    assert q_diffusion.reconstruction is not None
+    assert q_diffusion.reconstruction.sampler == "uniform"
+    assert (q_diffusion.reconstruction.loss, q_diffusion.reconstruction.order) == (
+        "block",
+        "sequential",
+    )
+    ptq4dm = Recipe.parse("ptq4dm:w8a8").reconstruction
+    assert ptq4dm is not None
+    assert (ptq4dm.sampler, ptq4dm.loss) == ("normal", "block")
+    eda_dm = Recipe.parse("w8a8").reconstruction
+    assert eda_dm is not None
+    assert (eda_dm.sampler, eda_dm.loss) == ("tdac", "fbr")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
+def test_a_task_brings_the_published_settings(task: str, bits: str) -> None:
+    published = TASKS[task]
+    best = Recipe.parse(f"{bits}-best", task=task).reconstruction
+    assert best is not None
+    assert (best.iters, best.batch, best.samples) == (
+        published.iters,
+        published.batch,
+        published.samples,
+    )
+    assert (best.variety_weight, best.gamma) == (published.variety_weight, published.gamma)
+    assert best.lr_weight == published.lr_weight[bits != "w8a8"]
+    balanced = Recipe.parse(bits, task=task).reconstruction
+    assert balanced is not None
+    assert balanced.iters == published.iters // 5
+
+
+@pytest.mark.parametrize(
+    ("recipe", "task", "message"),
+    [
+        ("w4a8", "bedrom", "unknown task 'bedrom'. Did you mean 'bedroom'?"),
+        ("q_diffusion:w4a8", "sd", "tasks are EDA-DM's; 'q_diffusion' has none"),
+        (Recipe(), "sd", "goes with a recipe's name"),
+        ("mine.json", "sd", "goes with a recipe's name"),
+    ],
+)
+def test_a_task_that_does_not_fit_is_refused(recipe: Any, task: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(recipe, task=task)
+    assert message in str(caught.value)
+
+
+def test_with_changes_single_settings_of_the_reconstruction() -> None:
+    recipe = Recipe.parse("w4a8")
+    assert recipe.reconstruction is not None
+    other = recipe.with_(reconstruction={"iters": 7, "loss": "block"})
+    assert other.reconstruction == replace(recipe.reconstruction, iters=7, loss="block")
+    assert other.with_(effort="best") == Recipe.parse("w4a8-best")
+    assert other.with_(effort="fast") == Recipe.parse("w4a8-fast")
+    with pytest.raises(RecipeError, match="a reconstruction has no field 'iter'"):
+        recipe.with_(reconstruction={"iter": 7})
+    with pytest.raises(RecipeError, match="'w8a8-fast' does not reconstruct"):
+        Recipe().with_(reconstruction={"iters": 7})
+    with pytest.raises(RecipeError, match="effort 'fast' calibrates ranges only"):
+        Recipe(reconstruction=Reconstruction())
+    with pytest.raises(RecipeError, match="give a Reconstruction"):
+        Recipe(effort="best", reconstruction="fbr")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("sampler", "tdca", "unknown sampler 'tdca'. Did you mean 'tdac'?"),
+        ("loss", "fbrr", "unknown loss 'fbrr'. Did you mean 'fbr'?"),
+        ("order", "both", "unknown order 'both'. Known: joint, sequential."),
+        ("iters", 0, "reconstruction iters=0; it is a number of 1 or more"),
+        ("samples", 2.5, "reconstruction samples=2.5; it is a number of 1 or more"),
+        ("batch", True, "reconstruction batch=True; it is a number of 1 or more"),
+        ("lr_weight", 0, "reconstruction lr_weight=0; it is positive"),
+        ("lr_scale", -1e-3, "reconstruction lr_scale=-0.001; it is 0 or more"),
+        ("gamma", "1", "reconstruction gamma='1'; it is 0 or more"),
+        ("drop", 1.5, "reconstruction drop=1.5; it is between 0 and 1"),
+        ("threshold", -1.0, "reconstruction threshold=-1.0; it is 0 or more, or None"),
+        ("rounding_weight", float("nan"), "reconstruction rounding_weight=nan; it is 0 or more"),
+    ],
+)
+def test_a_wrong_setting_is_refused(field: str, value: Any, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse("w4a8").with_(reconstruction={field: value})
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +252,9 @@ def test_a_recipe_is_frozen_and_can_be_a_key() -> None:
     assert {recipe: 1}[Recipe(keep_float=("conv_in", "mid_block.*"))] == 1
 
 
-def test_json_holds_every_field_and_gives_the_recipe_back() -> None:
-    recipe = Recipe.parse("w4a8-fast").with_(timestep_groups=8, keep_float=("conv_in",))
+@pytest.mark.parametrize("name", ["w4a8-fast", "w4a8", "q_diffusion:w8a8-best"])
+def test_json_holds_every_field_and_gives_the_recipe_back(name: str) -> None:
+    recipe = Recipe.parse(name).with_(timestep_groups=8, keep_float=("conv_in",))
     text = json.dumps(recipe.to_json())
     assert set(json.loads(text)) == {f.name for f in fields(Recipe)}
     assert Recipe.from_json(json.loads(text)) == recipe

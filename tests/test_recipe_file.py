@@ -108,7 +108,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (b"{", r"recipe file .*r\.json is not JSON: .*line 1 column 2"),
         (b"\xff\xfe", r"recipe file .*r\.json is not JSON"),
         (b'{"weight_bits": 40}', r"recipe file .*r\.json: weight_bits=40; quantisers have 2 to 16"),
-        (b'{"effort": "best"}', r"recipe file .*r\.json: recipe 'w8a8-best' needs block"),
+        (b'{"method": "pcr"}', r"recipe file .*r\.json: method 'pcr' is not available"),
+        (b'{"reconstruction": {"its": 1}}', r"r\.json: a reconstruction has no field 'its'"),
+        (b'{"reconstruction": 3}', r"r\.json: a reconstruction is a JSON object, not 3"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:

@@ -26,15 +26,9 @@ def save_calls(calls: Iterable[Mapping[str, Any]], folder: str | Path) -> None:
     Raises:
         SettingError: the folder cannot be written.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, call in enumerate(calls):
-            tensors = flat_tensors(_given(call))
-            whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-            save_file(whole, folder / f"{number:04d}.safetensors")
-    except OSError as error:
-        raise SettingError(f"{folder}: no calls can be written there ({error})") from error
+    folder = made(folder)
+    for number, call in enumerate(calls):
+        write_tensors(folder, number, flat_tensors(_given(call)))
 
 
 def load_calls(folder: str | Path) -> list[dict[str, Any]]:
@@ -49,14 +43,51 @@ def load_calls(folder: str | Path) -> list[dict[str, Any]]:
             f"{folder} holds no .safetensors file; fxquant.calibration.save_calls writes one per "
             "call that fxquant.calibration.record took"
         )
-    return [nested(_read(file)) for file in files]
+    return [nested(read_tensors(file)) for file in files]
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def made(folder: str | Path) -> Path:
+    """The folder, which now exists.
+
+    Raises:
+        SettingError: it cannot be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return Path(folder)
+
+
+def write_tensors(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> Path:
+    """One call's file in an existing folder; returns its path.
+
+    Raises:
+        SettingError: the folder cannot be written.
+    """
+    file = folder / f"{number:04d}.safetensors"
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(whole, file)
+    except (SafetensorError, OSError) as error:
+        raise _unwritable(folder, error) from error
+    return file
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """One call's tensors, mapped: pages are read when they are needed.
+
+    Raises:
+        LoaderError: no such file, or a damaged one.
+    """
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise LoaderError(f"{file} is damaged: {error}; write it again") from error
+
+
+def _unwritable(folder: str | Path, error: Exception) -> SettingError:
+    return SettingError(f"{folder}: no calls can be written there ({error})")
 
 
 def _given(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 calls = record(pipe.unet, lambda: pipe(prompts, num_inference_steps=50), every=5)
 qunet = fxquant.compile(pipe.unet, calls)
+
+`trajectories.record_selected` keeps the samples that TDAC chooses instead of every n-th call.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,39 +37,57 @@ def record(model: nn.Module, run: Callable[[], object], *, every: int = 1) -> li
     """
     if every < 1:
         raise ValueError(f"every must be 1 or more, got {every}")
-    signature = inspect.signature(model.forward)
     calls: list[Call] = []
     seen = 0
 
-    def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def see(arguments: Mapping[str, Any]) -> None:
         nonlocal seen
         if seen % every == 0:
-            calls.append(_call(signature, args, kwargs))
+            calls.append(_call(arguments))
         seen += 1
 
-    handle = model.register_forward_pre_hook(watch, with_kwargs=True)
-    try:
+    with watching(model, see):
         run()
-    finally:
-        handle.remove()
     if not calls:
-        raise ValueError(
-            f"nothing was recorded: run never called this {type(model).__name__}. Pass the very "
-            "module that the pipeline holds (pipe.unet), and call it, not its forward"
-        )
+        raise ValueError(never_called(model))
     return calls
 
 
-def _call(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-    """One call by argument name. TypeError, as forward itself would raise, when it does not fit."""
-    bound = signature.bind(*args, **kwargs).arguments
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            bound |= bound.pop(name, {})
-    bound.pop("return_dict", None)
-    # Pipelines run in inference mode at will; copies made there could never meet autograd again.
-    with torch.inference_mode(mode=False), torch.no_grad():
-        call: Call = _copied(bound)
+@contextmanager
+def watching(model: nn.Module, see: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Show `see` every call of the model meanwhile: arguments by name, as given.
+
+    Copies it makes are plain tensors: pipelines run in inference mode at will, and what is copied
+    there could never meet autograd again. TypeError, as from forward, when a call does not fit.
+    """
+    signature = inspect.signature(model.forward)
+
+    def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = signature.bind(*args, **kwargs).arguments
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                bound |= bound.pop(name, {})
+        bound.pop("return_dict", None)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            see(bound)
+
+    handle = model.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def never_called(model: nn.Module) -> str:
+    """What to say when nothing was recorded."""
+    return (
+        f"nothing was recorded: run never called this {type(model).__name__}. Pass the very "
+        "module that the pipeline holds (pipe.unet), and call it, not its forward"
+    )
+
+
+def _call(arguments: Mapping[str, Any]) -> Call:
+    call: Call = _copied(arguments)
     timestep = call.get("timestep")
     if isinstance(timestep, int | float):
         call["timestep"] = torch.tensor(timestep)

@@ -1,8 +1,10 @@
-"""A plain DDIM loop: seeded, and the same images whatever the batch size."""
+"""Plain sampling loops: seeded, and the same images whatever the batch size."""
 
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,15 +52,80 @@ def sample_ddim(
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be 1 or more, got {steps} and {batch_size}")
     noise = _noise(model.config, count, seed, generator)
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps)
     images = []
     with progress_bar(what="sample", unit="step", total=count * steps, show=progress) as bar:
         for start in range(0, count, batch_size):
             part = slice(start, start + batch_size)
-            labels = None if class_labels is None else class_labels[part]
-            images.append(_denoise(model, scheduler, noise[part], labels, bar))
+            labels = {} if class_labels is None else {"class_labels": class_labels[part]}
+            images.append(
+                denoise(model, scheduler, noise[part], steps=steps, conditions=labels, bar=bar)
+            )
     return torch.cat(images)
+
+
+@torch.no_grad()
+def denoise(
+    model: nn.Module,
+    scheduler: Any,
+    noise: Tensor,
+    *,
+    steps: int,
+    conditions: Mapping[str, Tensor] | None = None,
+    unconditional: Mapping[str, Tensor] | None = None,
+    guidance_scale: float = 1.0,
+    generator: torch.Generator | None = None,
+    bar: tqdm[Any] | None = None,
+) -> Tensor:
+    """One batch from noise to images, or latents, with any diffusers scheduler.
+
+    Args:
+        model: called as model(x, t, **conditions, return_dict=False); its `device` and `dtype` (CPU
+            and float32 without them) say where and how it runs.
+        scheduler: DDIM, PNDM, DPM-Solver++, Euler or alike; a copy of it is used.
+        noise: [B, C, H, W] standard normal; scaled as the scheduler wants it.
+        conditions: flat keyword arguments [B, ...] such as class_labels, encoder_hidden_states.
+        unconditional: the same ones for classifier-free guidance: the model then runs on 2 B rows,
+            [unconditional; conditional]. None for no guidance.
+        guidance_scale: prediction = unconditional + scale * (conditional - unconditional).
+        generator: of the noise that a stochastic scheduler adds.
+        bar: counts images times steps.
+
+    Returns:
+        [B, C, H, W] float32 on the CPU, in the model's own range, not clamped.
+
+    Raises:
+        ValueError: `unconditional` names other arguments than `conditions`.
+    """
+    device, dtype = getattr(model, "device", "cpu"), getattr(model, "dtype", torch.float32)
+    condition = _conditions(conditions or {}, unconditional, device)
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    extra = {"generator": generator} if takes_generator else {}
+    x = noise.to(device) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x if unconditional is None else torch.cat([x, x]), t)
+        predicted = model(scaled.to(dtype), t, **condition, return_dict=False)[0].to(x.dtype)
+        if unconditional is not None:
+            without, given = predicted.chunk(2)
+            predicted = without + guidance_scale * (given - without)
+        x = scheduler.step(predicted, t, x, **extra).prev_sample
+        if bar is not None:
+            bar.update(len(x))
+    return x.float().cpu()
+
+
+def _conditions(
+    given: Mapping[str, Tensor], without: Mapping[str, Tensor] | None, device: Any
+) -> dict[str, Tensor]:
+    if without is None:
+        return {name: tensor.to(device) for name, tensor in given.items()}
+    if set(without) != set(given):
+        raise ValueError(
+            f"unconditional has {sorted(without)}, conditions has {sorted(given)}; guidance needs "
+            "the same arguments in both"
+        )
+    return {name: torch.cat([without[name], given[name]]).to(device) for name in given}
 
 
 def _count(class_labels: Tensor | None, count: int | None) -> int:
@@ -82,17 +149,3 @@ def _noise(config: Any, count: int, seed: int, generator: torch.Generator | None
     size = config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return torch.randn(count, config.in_channels, height, width, generator=generator)
-
-
-def _denoise(
-    model: nn.Module, scheduler: Any, noise: Tensor, labels: Tensor | None, bar: tqdm[Any]
-) -> Tensor:
-    """One batch [B, C, H, W] from noise to image, float32 on the CPU."""
-    device, dtype = getattr(model, "device", "cpu"), getattr(model, "dtype", torch.float32)
-    condition = {} if labels is None else {"class_labels": labels.to(device)}
-    x = noise.to(device)
-    for t in scheduler.timesteps:
-        predicted = model(x.to(dtype), t, **condition, return_dict=False)[0]
-        x = scheduler.step(predicted.to(x.dtype), t, x).prev_sample
-        bar.update(len(x))
-    return x.float().cpu()

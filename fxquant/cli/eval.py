@@ -1,8 +1,8 @@
 """Measure a compiled model's quality against the float model.
 
-Models of digits are sampled: PSNR to the float model's images, FD ratio, FD to the real digits,
-recognition. Any other model is compared call by call, on equal inputs. Exits with 1 if --min-psnr
-is given and missed.
+Models of digits are sampled: PSNR and SSIM to the float model's images, FD ratio; FD, spatial FD,
+KID, precision and recall against the real digits; classifier score, recognition. Any other model
+is compared call by call, on equal inputs. Exits with 1 if --min-psnr is given and missed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,11 @@ def _images(options: argparse.Namespace, pair: Pair, reference: nn.Module) -> fl
     else:
         title = f"{pair.compiled.recipe.name}, DDIM {figures.steps} steps, N = {figures.images:,}"
         show_table(
-            f"{title} images in each of three sets\nFD feature: {figures.feature}",
+            f"{title} images in each of three sets, {figures.real_images:,} real digits\n"
+            f"FD, KID, precision, recall: {figures.feature}\n"
+            f"spatial FD: {figures.spatial_feature}\n"
+            f"classifier score, recognised: {figures.classifier}\n"
+            "KID is too low by O(1 / N), as labels are balanced: compare the columns",
             ("", "float", "compiled"),
             _rows(figures),
         )
@@ -89,8 +93,14 @@ def _rows(f: DigitsFigures) -> list[tuple[str, str, str]]:
     spread = f"{f.fd_ratio:.3f} ({f.fd_ratio_min:.3f}-{f.fd_ratio_max:.3f})"
     return [
         ("PSNR to the float model", "-", f"{f.psnr:.1f} dB"),
+        ("SSIM to the float model", "1", f"{f.ssim:.4f}"),
         ("FD ratio, mean (min-max)", "1", spread),
         ("FD to the real digits", f"{f.fd_real_float:.3f}", f"{f.fd_real:.3f}"),
+        ("spatial FD to the real digits", f"{f.spatial_fd_float:.2f}", f"{f.spatial_fd:.2f}"),
+        ("KID to the real digits", f"{f.kid_float:.5f}", f"{f.kid:.5f}"),
+        ("precision", f"{f.precision_float:.3f}", f"{f.precision:.3f}"),
+        ("recall", f"{f.recall_float:.3f}", f"{f.recall:.3f}"),
+        ("classifier score", f"{f.classifier_score_float:.3f}", f"{f.classifier_score:.3f}"),
         ("recognised", f"{100 * f.recognition_float:.2f} %", f"{100 * f.recognition:.2f} %"),
     ]
 

@@ -15,6 +15,7 @@ from fxquant.cli.inputs import add_call_arguments, calls_for
 from fxquant.cli.model import add_model_arguments, load_model
 from fxquant.cli.output import check_writable, show_json
 from fxquant.compiler import check_backend
+from fxquant.presets import TASKS
 from fxquant.recipe import Recipe
 
 EXAMPLE = "fxquant quantize digits --out digits-w8a8 --recipe w8a8-fast"
@@ -24,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the artefact")
     add_call_arguments(parser)
+    _add_training_arguments(parser)
     parser.add_argument(
         "--strict", action="store_true", help="refuse if anything would run slower than planned"
     )
@@ -31,9 +33,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
+def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """For recipes that reconstruct."""
+    group = parser.add_argument_group("reconstruction (efforts balanced and best)")
+    group.add_argument("--task", choices=[*TASKS], help="EDA-DM's published settings for a task")
+    group.add_argument("--iters", type=int, metavar="N", help="optimiser steps of every unit")
+    group.add_argument("--time-budget", type=float, metavar="S", help="seconds for all units")
+    group.add_argument(
+        "--memory-budget", type=float, metavar="GB", help="cached activations held in memory"
+    )
+    group.add_argument(
+        "--resume", type=Path, metavar="DIR", help="keeps finished units, and goes on from there"
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     out, backend = check_writable(options.out), check_backend(options.backend)
-    recipe = Recipe.parse(options.recipe)
+    recipe = Recipe.parse(options.recipe, options.task)
+    gigabytes = options.memory_budget
     model = load_model(options.model)
     compiled = fxquant.compile(
         model,
@@ -42,6 +59,10 @@ def run(options: argparse.Namespace) -> int:
         backend=backend,
         seed=options.seed,
         strict=options.strict,
+        iters=options.iters,
+        time_budget=options.time_budget,
+        memory_budget=None if gigabytes is None else int(gigabytes * 1e9),
+        resume=options.resume,
     )
     compiled.save_pretrained(out)
     if options.json:

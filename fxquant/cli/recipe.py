@@ -7,7 +7,8 @@ from typing import Any
 
 from fxquant.cli.output import show_json, show_table
 from fxquant.errors import RecipeError
-from fxquant.recipe import BITS, EFFORTS, METHODS, Recipe, names
+from fxquant.presets import EFFORTS, METHODS
+from fxquant.recipe import BITS, Recipe, names
 
 EXAMPLE = "fxquant recipe show w4a8-fast --json"
 
@@ -69,9 +70,12 @@ def _show(name: str, as_json: bool) -> int:
         show_json(recipe.to_json())
         return 0
     fields = recipe.to_json()
-    overrides = fields.pop("overrides")
+    overrides, training = fields.pop("overrides"), fields.pop("reconstruction")
     rows = [(field, _text(value)) for field, value in fields.items()]
     show_table(f"recipe {recipe.name}", ("field", "value"), rows, left=2)
+    if training:
+        rows = [(field, _text(value)) for field, value in training.items()]
+        show_table("reconstruction of each unit", ("field", "value"), rows, left=2)
     if overrides:
         changed = [
             (o["pattern"], ", ".join(f"{k}={v}" for k, v in o.items() if k != "pattern"))

@@ -118,6 +118,21 @@ def classifier_features(images: Tensor, classifier: DigitsClassifier | None = No
 
 
 @torch.no_grad()
+def classifier_maps(images: Tensor, classifier: DigitsClassifier | None = None) -> Tensor:
+    """Images [N, 1, 16, 16] in [-1, 1] -> last convolution's maps [N, 64, 4, 4], after the ReLU."""
+    _check_images(images)
+    convolutions = (classifier or load_classifier()).trunk[:-1]  # all but the flattening
+    return torch.cat([convolutions(part.float().cpu()) for part in images.split(500)])
+
+
+@torch.no_grad()
+def classifier_probabilities(images: Tensor, classifier: DigitsClassifier | None = None) -> Tensor:
+    """Images [N, 1, 16, 16] in [-1, 1] -> class probabilities [N, 10] float32."""
+    model = classifier or load_classifier()
+    return model.head(classifier_features(images, model)).softmax(dim=1)
+
+
+@torch.no_grad()
 def recognition_rate(
     images: Tensor, labels: Tensor, classifier: DigitsClassifier | None = None
 ) -> float:

@@ -56,7 +56,7 @@ def frechet_distance(x_features: Tensor, y_features: Tensor) -> float:
     R_x R_y^T: no matrix square root, so singular covariances (N <= d) need no special case.
     ValueError on bad shapes, fewer than two rows, or non-finite features.
     """
-    _check_features(x_features, y_features)
+    check_features(x_features, y_features)
     mean_x, root_x = _gaussian(x_features)
     mean_y, root_y = _gaussian(y_features)
     traces = root_x.square().sum() + root_y.square().sum()
@@ -73,12 +73,26 @@ def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.linalg.qr(centred, mode="r").R
 
 
-def _check_features(*features: Tensor) -> None:
+def spatial_frechet_distance(x_maps: Tensor, y_maps: Tensor) -> float:
+    """Frechet distance between feature maps [N, C, H, W] and [M, C, H, W], position by position.
+
+    Each map is flattened to C * H * W numbers, so where a feature lies counts, as in the sFID of
+    Nash, Menick, Dieleman, Battaglia 2021 (which takes 7 channels of 17 x 17 from Inception).
+    ValueError as `frechet_distance`, or maps of other shapes.
+    """
+    shapes = f"{list(x_maps.shape)} and {list(y_maps.shape)}"
+    if x_maps.ndim != 4 or y_maps.ndim != 4 or x_maps.shape[1:] != y_maps.shape[1:]:
+        raise ValueError(f"feature maps must be [N, C, H, W] with one C, H and W, got {shapes}")
+    return frechet_distance(x_maps.flatten(1), y_maps.flatten(1))
+
+
+def check_features(*features: Tensor) -> None:
+    """Raise ValueError unless all are finite [N, d] with N >= 2 and one d >= 1."""
     shapes = " and ".join(str(list(f.shape)) for f in features)
     if any(f.ndim != 2 or f.shape[1] != features[0].shape[-1] for f in features):
         raise ValueError(f"features must be [N, d] with one d, got {shapes}")
     if any(len(f) < 2 for f in features) or not features[0].shape[1]:
-        raise ValueError(f"a covariance needs N >= 2 and d >= 1, got {shapes}")
+        raise ValueError(f"a distance of sets needs N >= 2 and d >= 1, got {shapes}")
     if not all(f.isfinite().all() for f in features):
         raise ValueError(f"features {shapes} contain NaN or infinity")
 

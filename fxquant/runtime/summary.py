@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.graph.lowered import LAYERS, is_op
 from fxquant.graph.nodes import is_layer, module_path, note
+from fxquant.reconstruction.checkpoint import UnitReport
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Summary:
         fallbacks: unplanned slow paths: "node: why".
         bytes_before, bytes_after: parameters and buffers of the original and the compiled model.
         seconds: wall time by phase.
+        units: what the reconstruction did to each unit; empty without one, and after loading.
     """
 
     recipe: str
@@ -36,9 +39,11 @@ class Summary:
     bytes_before: int
     bytes_after: int
     seconds: Mapping[str, float] = field(default_factory=dict)
+    units: tuple[UnitReport, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {k: (list(v) if isinstance(v, tuple) else v) for k, v in self.__dict__.items()}
+        plain = {k: (list(v) if isinstance(v, tuple) else v) for k, v in self.__dict__.items()}
+        return {**plain, "units": [asdict(unit) for unit in self.units]}
 
     def __str__(self) -> str:
         mib = 1 << 20
@@ -52,6 +57,8 @@ class Summary:
             lines.append(f"  float, {reason}: {', '.join(layers)}")
         lines += [f"  {count:4d} x {kernel}" for kernel, count in self.kernels.items()]
         lines += [f"  fallback: {text}" for text in self.fallbacks]
+        if self.units:
+            lines.append(f"  {reconstruction_text(self.units)}")
         if self.seconds:
             lines.append("  " + ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items()))
         return "\n".join(lines)
@@ -63,6 +70,7 @@ def summarise(
     recipe: str,
     reasons: Mapping[str, str],
     seconds: Mapping[str, float],
+    units: Sequence[UnitReport] = (),
 ) -> Summary:
     """The summary of a bound graph; `reasons` are the fallbacks by node name."""
     precision: Counter[str] = Counter()
@@ -88,6 +96,19 @@ def summarise(
         bytes_before=bytes_before,
         bytes_after=size_in_bytes(lowered),
         seconds=dict(seconds),
+        units=tuple(units),
+    )
+
+
+def reconstruction_text(units: Sequence[UnitReport]) -> str:
+    """One line over all units."""
+    ratios = [u.loss_after / u.loss_before for u in units if u.loss_before > 0]
+    typical = f"{median(ratios):.2f}x" if ratios else "0"
+    worst = max(units, key=lambda u: u.loss_after / max(1e-30, u.loss_before))
+    return (
+        f"{len(units)} units reconstructed, {sum(u.iters for u in units):,} iterations: loss "
+        f"{typical} (median), {worst.loss_after / max(1e-30, worst.loss_before):.2f}x at "
+        f"{worst.path} (worst)"
     )
 
 

@@ -54,13 +54,20 @@ def test_digits_are_sampled(monkeypatch, capsys):
     arguments = ["eval", "digits", "--images", "10", "--steps", "1"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert "DDIM 1 steps, N = 10 images in each of three sets" in out
-    assert "FD feature: penultimate layer of the bundled digits classifier" in out
+    assert "DDIM 1 steps, N = 10 images in each of three sets, 1,797 real digits" in out
+    assert "FD, KID, precision, recall: penultimate layer of the bundled digits classifier" in out
+    assert "spatial FD: last convolution of the bundled digits classifier" in out
+    assert "KID is too low by O(1 / N), as labels are balanced" in out
+    assert "classifier score, recognised: classes read by the bundled digits classifier" in out
     assert "1.000 (1.000-1.000)" in out
     assert main([*arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["images"], report["steps"], report["seeds"]) == (10, 1, [0, 1, 2])
-    assert report["recognition"] == report["recognition_float"]
+    assert report["real_images"] == 1797
+    for name in ("recognition", "kid", "spatial_fd", "precision", "recall", "classifier_score"):
+        assert report[name] == report[f"{name}_float"], name
+    assert report["ssim"] == pytest.approx(1.0)
+    assert "64 numbers" in report["feature"]
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ from fxquant.recipe import Override, Recipe, names
 def test_list_shows_what_can_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "list"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("w8a8-fast", "w4a8-fast", "w4a4-fast"))
-    assert "w8a8-best" not in out
-    assert "the 42 others are refused" in out
+    assert all(name in out for name in ("w8a8-fast", "w4a8-best", "q_diffusion:w4a8"))
+    assert "pcr:w8a8" not in out
+    assert "the 18 others are refused" in out
 
 
 def test_list_as_json_gives_the_reason_for_every_other(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,9 +25,9 @@ def test_list_as_json_gives_the_reason_for_every_other(capsys: pytest.CaptureFix
     assert {row["name"] for row in rows} == set(names())
     for row in rows:
         if row["why_not"] is None:
-            assert Recipe.parse(row["name"]).name == row["name"]
+            assert Recipe.parse(row["name"]).name == row["name"].removesuffix("-balanced")
         else:
-            assert "needs block reconstruction" in row["why_not"]
+            assert "is not available in this version" in row["why_not"]
 
 
 def test_show_as_json_is_a_recipe_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +47,14 @@ def test_show_a_file_with_overrides(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "conv_in, conv_out" in out
 
 
-@pytest.mark.parametrize("name", ["w9a9", "w8a8-best", "none.json"])
+def test_show_tells_how_units_are_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "show", "w4a8"]) == 0
+    out = capsys.readouterr().out
+    assert "reconstruction of each unit" in out
+    assert all(word in out for word in ("tdac", "fbr", "lr_weight", "iters"))
+
+
+@pytest.mark.parametrize("name", ["w9a9", "pcr:w8a8-best", "none.json"])
 def test_refusals_end_with_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "show", name]) == 2
     assert "fxquant: RecipeError: " in capsys.readouterr().err

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from fxquant import assets
 from fxquant.errors import EvaluationError
-from fxquant.evaluate.figures import call_figures, digits_figures, is_digits, worst
+from fxquant.evaluate.digits import load_digits
+from fxquant.evaluate.figures import (
+    _set_figures,
+    call_figures,
+    digits_figures,
+    is_digits,
+    worst,
+)
 from tests.runtime.compiled import float_toy
 
 
@@ -26,14 +33,23 @@ def figures(model: nn.Module, images: int = 20):
     return digits_figures(model, unet(), scheduler, images, steps=2, seed=5)
 
 
+PAIRED = (
+    "fd_real", "spatial_fd", "kid", "precision", "recall", "classifier_score", "recognition",
+)  # fmt: skip
+
+
 def test_a_model_equals_itself():
     found = figures(unet())
     assert (found.images, found.steps, found.seeds) == (20, 2, (5, 6, 7))
     assert found.psnr == float("inf")
     assert (found.fd_ratio, found.fd_ratio_min, found.fd_ratio_max) == (1.0, 1.0, 1.0)
-    assert found.fd_real == found.fd_real_float > 0
-    assert found.recognition == found.recognition_float
-    assert "classifier" in found.feature
+    assert found.ssim == pytest.approx(1.0)
+    for name in PAIRED:
+        assert getattr(found, name) == getattr(found, f"{name}_float"), name
+    assert found.fd_real > 0
+    assert found.real_images == 1797
+    for feature in (found.feature, found.spatial_feature, found.classifier):
+        assert "bundled digits classifier" in feature
 
 
 def test_a_damaged_model_is_worse():
@@ -44,7 +60,10 @@ def test_a_damaged_model_is_worse():
     assert found.psnr < 25
     assert found.fd_ratio_min <= found.fd_ratio <= found.fd_ratio_max
     assert found.fd_ratio > 1.1
-    assert found.fd_real != found.fd_real_float
+    assert found.ssim < 0.95
+    for name in ("fd_real", "spatial_fd", "kid"):
+        assert getattr(found, name) > getattr(found, f"{name}_float"), name
+    assert found.precision < found.precision_float
 
 
 def test_digits_are_told_from_other_models():
@@ -58,9 +77,20 @@ def test_images_without_labels_are_refused_with_the_way_out():
         digits_figures(float_toy(), float_toy(), None)
 
 
-def test_one_image_is_too_few():
-    with pytest.raises(EvaluationError, match="1 image asked for"):
-        figures(unet(), images=1)
+def test_real_digits_are_near_perfect_by_themselves():
+    images, labels = load_digits()
+    found = _set_figures(images, labels, images)
+    assert (found["fd_real"], found["spatial_fd"]) == pytest.approx((0, 0), abs=1e-6)
+    assert (found["precision"], found["recall"]) == (1.0, 1.0)
+    assert found["kid"] < 0  # only across the sets does an image meet itself
+    assert found["recognition"] > 0.98
+    assert 7 < found["classifier_score"] < 8  # trained on smoothed labels, it is never quite sure
+
+
+@pytest.mark.parametrize(("images", "said"), [(1, "1 image asked"), (3, "3 images asked")])
+def test_too_few_images_are_refused(images, said):
+    with pytest.raises(EvaluationError, match=rf"{said} for; .* takes 4 or more"):
+        figures(unet(), images=images)
 
 
 class Scale(nn.Module):

@@ -9,7 +9,14 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from fxquant.evaluate.metrics import fd_ratio, frechet_distance, mean_psnr, psnr, relative_l2
+from fxquant.evaluate.metrics import (
+    fd_ratio,
+    frechet_distance,
+    mean_psnr,
+    psnr,
+    relative_l2,
+    spatial_frechet_distance,
+)
 
 
 def features(n: int, d: int, seed: int = 0) -> Tensor:
@@ -116,6 +123,33 @@ def test_frechet_distance_takes_float32_of_different_lengths() -> None:
 def test_frechet_distance_refuses(x: Tensor, y: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         frechet_distance(x, y)
+
+
+def test_spatial_frechet_distance_sees_where_a_feature_lies() -> None:
+    maps = features(60, 2 * 3 * 4).reshape(60, 2, 3, 4)
+    assert spatial_frechet_distance(maps, maps.flip(0)) == pytest.approx(0.0, abs=1e-9)
+    moved = maps.clone()
+    moved[:, 1, 2, 3] += 2.0
+    assert spatial_frechet_distance(maps, moved) == pytest.approx(4.0, rel=1e-9)
+    rolled = maps.roll(1, dims=3)
+    torch.testing.assert_close(rolled.mean((2, 3)), maps.mean((2, 3)))
+    assert spatial_frechet_distance(maps, rolled) > 1
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        pytest.param(torch.zeros(4, 6), torch.zeros(4, 6), "N, C, H, W", id="no maps"),
+        pytest.param(torch.zeros(4, 6, 1, 1), torch.zeros(4, 3, 2, 1), "one C", id="other maps"),
+        pytest.param(torch.zeros(1, 2, 2, 2), torch.zeros(4, 2, 2, 2), "N >= 2", id="one map"),
+        pytest.param(
+            torch.full((4, 2, 2, 2), math.inf), torch.zeros(4, 2, 2, 2), "infinity", id="infinite"
+        ),
+    ],
+)
+def test_spatial_frechet_distance_refuses(x: Tensor, y: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spatial_frechet_distance(x, y)
 
 
 def test_fd_ratio_is_one_for_a_perfect_quantisation_and_states_n() -> None:

@@ -1,0 +1,165 @@
+"""Chooses the samples of a loader's calls that reconstruction trains on.
+
+Calls are taken apart into samples and grouped by timestep. TDAC compares feature maps of the *same*
+trajectories at every step, so samples are paired by their position within each timestep: the first
+sample of every timestep is taken for one trajectory, the second for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fxquant.calibration.choice import (
+    FEWEST_PAIRS,
+    NO_MIDDLE,
+    Choice,
+    as_map,
+    check_sampler,
+    choose,
+    draw,
+    middle,
+    too_few,
+)
+from fxquant.calibration.samplers import TDAC_LAMBDA
+from fxquant.errors import LoaderError
+from fxquant.graph.nodes import is_symbolic, note
+from fxquant.graph.segment import inputs_of, segment
+from fxquant.graph.signature import Signature
+
+RECORDED = "recorded"
+_MOST_PAIRS = 64
+_FEATURE_BYTES = 2**30  # of all steps' maps together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection(Choice):
+    """A choice, and what was chosen.
+
+    Attributes:
+        tensors: the graph's flat inputs, [N, ...] each, noisiest first.
+        sampler: "recorded" where the calls had been selected before.
+    """
+
+    tensors: tuple[Tensor, ...]
+
+
+def select(
+    floats: GraphModule,
+    signature: Signature,
+    calls: Sequence[Sequence[Tensor]],
+    sampler: str,
+    count: int,
+    *,
+    seed: int = 0,
+    variety_weight: float = TDAC_LAMBDA,
+    threshold: float | None = None,
+    selected: bool = False,
+) -> Selection:
+    """Choose `count` samples of the calls, or all there are if those are fewer.
+
+    A timestep that is asked for more samples than it has gives some of them again.
+
+    Args:
+        floats: the float graph, for TDAC's feature maps. Inputs after the signature's are unused.
+        calls: flat tensors in graph order, as `read_calls` gives them.
+        sampler: one of SAMPLERS. TDAC falls back to "uniform", and warns, where samples cannot be
+            paired; `Selection.reason` says why.
+        variety_weight, threshold: see `samplers.tdac`.
+        selected: the calls are record_selected's: take all of them as they are.
+
+    Raises:
+        RecipeError: unknown sampler, count below 1, or an option out of range.
+        LoaderError: the calls differ in resolution or prompt length.
+    """
+    check_sampler(sampler, count)
+    tensors = unbatched(signature, calls)
+    steps = rows_by_step(signature, tensors)
+    if selected:
+        counts = torch.tensor([len(rows) for rows in steps.values()])
+        reason = "the samples were already selected by record_selected"
+        return Selection(RECORDED, reason, tuple(steps), counts, tensors=tuple(tensors))
+    generator = torch.Generator().manual_seed(seed)
+    rows = list(steps.values())
+    node = middle_node(floats)
+    choice = choose(
+        sampler,
+        tuple(steps),
+        min(count, len(tensors[0])),
+        generator,
+        lambda: step_features(floats, node, tensors, rows) if node else [],
+        why_not_paired(rows) if node else NO_MIDDLE,
+        variety_weight=variety_weight,
+        threshold=threshold,
+    )
+    drawn = draw([len(r) for r in rows], choice.counts, generator)
+    chosen = torch.tensor([r[p] for r, places in zip(rows, drawn, strict=True) for p in places])
+    return Selection(**vars(choice), tensors=tuple(t[chosen] for t in tensors))
+
+
+def unbatched(signature: Signature, calls: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """All calls' samples along one batch dimension, by input.
+
+    Raises:
+        LoaderError: the calls differ in resolution or prompt length.
+    """
+    for name, column in zip(signature.names, zip(*calls, strict=True), strict=True):
+        shapes = sorted({tuple(t.shape[1:]) for t in column})
+        if len(shapes) > 1:
+            raise LoaderError(
+                f"the calibration calls differ in the shape of {name}: a sample has "
+                f"{' or '.join(map(str, shapes))}. Reconstruction trains on batches of samples: "
+                "give calls of one resolution and prompt length, or an effort of 'fast'"
+            )
+    return [torch.cat(column) for column in zip(*calls, strict=True)]
+
+
+def rows_by_step(signature: Signature, tensors: Sequence[Tensor]) -> dict[float, list[int]]:
+    """Sample indices of each timestep, noisiest (largest timestep) first."""
+    index = signature.timestep_index
+    times = tensors[index].tolist() if index is not None else [0.0] * len(tensors[0])
+    steps: dict[float, list[int]] = {}
+    for row, t in enumerate(times):
+        steps.setdefault(float(t), []).append(row)
+    return {t: steps[t] for t in sorted(steps, reverse=True)}
+
+
+def why_not_paired(steps: Sequence[Sequence[int]]) -> str | None:
+    """Why samples cannot be followed through the steps; None where they can."""
+    counts = [len(rows) for rows in steps]
+    if min(counts) != max(counts):
+        return f"timesteps have {min(counts)} to {max(counts)} samples, so these have no partners"
+    return too_few(counts[0])
+
+
+@torch.no_grad()
+def step_features(
+    floats: GraphModule, node: Node, tensors: Sequence[Tensor], steps: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """The node's value, a map [B, C, ...] per step, for the same B trajectories at every step."""
+    head = segment(floats, [node.name])
+    unused = [None] * (len(inputs_of(floats)) - len(tensors))
+
+    def maps(rows: Sequence[int]) -> Tensor:
+        parts = torch.tensor(rows).split(FEWEST_PAIRS)
+        values = [head(*(t[part] for t in tensors), *unused)[0] for part in parts]
+        return torch.cat([as_map(value) for value in values])
+
+    first = maps(steps[0][:FEWEST_PAIRS])
+    affordable = _FEATURE_BYTES // (len(steps) * first[:1].nbytes)
+    pairs = min(_MOST_PAIRS, max(FEWEST_PAIRS, affordable))
+    return [maps(rows[:pairs]) for rows in steps]
+
+
+def middle_node(floats: GraphModule) -> Node | None:
+    """The node whose value leaves the middle block; None for a model without one."""
+    inside: dict[str, Node] = {}  # the last node of each module
+    for node in floats.graph.nodes:
+        if node.op == "call_function" and not is_symbolic(node):
+            inside.update((path, node) for path, _ in note(node, "stack") or ())
+    path = middle(inside)
+    return inside[path] if path else None

@@ -1,0 +1,101 @@
+"""A model's values for all calibration samples, computed from unit to unit.
+
+Every node is computed once: a stream keeps the values that nodes ahead of it still read, and drops
+the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fxquant.graph.nodes import is_symbolic
+from fxquant.graph.segment import before, inputs_of, segment
+from fxquant.reconstruction.cache import Cache, Stored
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Calibration samples, un-batched: flat graph inputs [N, ...] and table rows int64 [N]."""
+
+    tensors: tuple[Tensor, ...]
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Stream:
+    """Values of one graph, advanced in execution order.
+
+    Args:
+        gm: a specialised graph of (*samples, row); its weights may change ahead of the stream.
+        samples: its inputs.
+        cache: holds the values.
+        batch: samples computed at once.
+    """
+
+    def __init__(self, gm: GraphModule, samples: Samples, cache: Cache, batch: int):
+        self._gm, self._samples, self._cache, self._batch = gm, samples, cache, batch
+        self._inputs = {n.name: k for k, n in enumerate(inputs_of(gm)[: len(samples.tensors)])}
+        self._varying = _varying(gm)
+        self._done: set[Node] = set(inputs_of(gm))
+        self._known: dict[str, Stored] = {}
+
+    def advance(self, names: Sequence[str], table: Tensor) -> None:
+        """Compute the named nodes.
+
+        Args:
+            table: [G, n, 2] activation parameters; each sample uses its own row.
+        """
+        by_name = {n.name: n for n in self._gm.graph.nodes}
+        ends = [by_name[name] for name in (*self._known, *self._inputs)]
+        new = before([by_name[name] for name in names], ends) & self._varying
+        self._done |= new
+        ahead = {n.name for n in self._done if n.name not in self._inputs and self._read_ahead(n)}
+        kept = [n.name for n in self._gm.graph.nodes if n in new and n.name in ahead]
+        if kept:
+            self._compute(kept, table)
+        for name in [n for n in self._known if n not in ahead]:
+            self._cache.drop(self._known.pop(name))
+
+    def __getitem__(self, name: str) -> Tensor | Stored:
+        """A computed value, or an input; index it by sample."""
+        if name in self._inputs:
+            return self._samples.tensors[self._inputs[name]]
+        return self._known[name]
+
+    def _read_ahead(self, node: Node) -> bool:
+        return any(u not in self._done and u in self._varying for u in node.users)
+
+    def _compute(self, names: Sequence[str], table: Tensor) -> None:
+        known = list(self._known)
+        part = segment(self._gm, names, known)
+        for start, index in self._batches():
+            inputs = [t[index].to(table.device) for t in self._samples.tensors]
+            given = [self._known[name][index].to(table.device) for name in known]
+            row = table[self._samples.rows[index].to(table.device)]
+            with torch.no_grad():
+                results = part(*inputs, row, *given)
+            for name, value in zip(names, results, strict=True):
+                if name not in self._known:
+                    self._known[name] = self._cache.new(len(self._samples), value, len(index))
+                self._known[name].write(start, value)
+
+    def _batches(self) -> Iterator[tuple[int, Tensor]]:
+        for index in torch.arange(len(self._samples)).split(self._batch):
+            yield int(index[0]), index
+
+
+def _varying(gm: GraphModule) -> set[Node]:
+    """Tensors that depend on the inputs; weights and sizes are had again wherever needed."""
+    found: set[Node] = set()
+    for node in gm.graph.nodes:
+        depends = node.op == "placeholder" or any(n in found for n in node.all_input_nodes)
+        if depends and not is_symbolic(node) and node.op != "output":
+            found.add(node)
+    return found

@@ -1,0 +1,111 @@
+"""The stage between fake-quant and lower: choose samples, reconstruct, keep checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxquant.calibration.select import select
+from fxquant.errors import RecipeError
+from fxquant.graph.signature import Signature
+from fxquant.quant.table import ActivationTable
+from fxquant.recipe import Recipe
+from fxquant.reconstruction.checkpoint import Checkpoints, fingerprint, surroundings
+from fxquant.reconstruction.reconstruct import Reconstructed, bypassed, reconstruct
+from fxquant.reconstruction.stream import Samples
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a call of compile says about the reconstruction, beside its recipe; see there."""
+
+    iters: int | None = None
+    time_budget: float | None = None
+    memory_budget: int | None = None
+    resume: str | Path | None = None
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """The recipe with these iterations.
+
+        Raises:
+            RecipeError: a budget that is none, or a recipe that does not reconstruct.
+        """
+        for name in ("time_budget", "memory_budget"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise RecipeError(f"{name}={value!r}; it is positive, or None")
+        said = [name for name, value in vars(self).items() if value is not None]
+        if said and recipe.reconstruction is None:
+            raise RecipeError(
+                f"recipe {recipe.name!r} does not reconstruct and cannot heed "
+                f"{', '.join(said)}; {recipe.bits_name!r} does"
+            )
+        if self.iters is None:
+            return recipe
+        return recipe.with_(reconstruction={"iters": self.iters})
+
+
+def train(
+    graph: GraphModule,
+    table: ActivationTable,
+    signature: Signature,
+    calls: Sequence[Sequence[Tensor]],
+    recipe: Recipe,
+    training: Training,
+    *,
+    seed: int = 0,
+    selected: bool = False,
+    show: bool = False,
+) -> Reconstructed:
+    """Reconstruct a fake-quantised model on samples of its calibration calls.
+
+    Args:
+        recipe: one with a reconstruction.
+        selected: the calls were chosen by record_selected; all of them train.
+        show: a progress bar.
+    """
+    settings = recipe.reconstruction
+    assert settings is not None, "a recipe without reconstruction"
+    selection = select(
+        bypassed(graph),
+        signature,
+        calls,
+        settings.sampler,
+        settings.samples,
+        seed=seed,
+        variety_weight=settings.variety_weight,
+        threshold=settings.threshold,
+        selected=selected,
+    )
+    index = signature.timestep_index
+    count = len(selection.tensors[0])
+    times = selection.tensors[index] if index is not None else torch.zeros(count)
+    samples = Samples(selection.tensors, table.group(times))
+    checkpoints = None
+    if training.resume is not None:
+        run = {
+            "recipe": recipe.to_json(),
+            "seed": seed,
+            "memory_budget": training.memory_budget,
+            "versions": surroundings(),
+            "model": fingerprint(dict(graph.state_dict()).values()),
+            "ranges": fingerprint([table.values]),
+            "samples": fingerprint(samples.tensors),
+        }
+        checkpoints = Checkpoints(training.resume, run)
+    return reconstruct(
+        graph,
+        table,
+        samples,
+        settings,
+        seed=seed,
+        memory_budget=training.memory_budget,
+        time_budget=training.time_budget,
+        checkpoints=checkpoints,
+        show=show,
+    )
