@@ -124,7 +124,7 @@ def worker(options: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     result = reconstruct(
         quantised.graph,
-        quantised.table.to(options.device),
+        quantised.table,
         samples,
         short.reconstruction,
         memory_budget=max(1, int(options.worker * 2**30)),

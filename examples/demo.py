@@ -2,8 +2,10 @@
 
     make demo
 
-Draws the same images with the float model, with bfloat16 and with int8, from equal seeds, writes
-them side by side as a PNG, and prints what int8 costs in quality and saves in size and time.
+Draws the same images with the float model, with bfloat16, with int8 and with int4 weights, from
+equal seeds, writes them side by side as a PNG, and prints what each costs in quality and saves in
+size and time. The W8A8 model is compiled here; the W4A8 one was reconstructed by
+examples/compile_digits.py, which takes minutes, and is loaded.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from fxquant.evaluate.metrics import FDRatio, fd_ratio, frechet_distance, mean_p
 from fxquant.runtime.summary import size_in_bytes
 
 CALIBRATION_SEED, CALIBRATION_IMAGES = 1000, 60
+BUNDLED = "w4a8-best (bundled)"
 SEEDS = (0, 1, 2)  # three sets of images; the pairs (0, 1), (1, 2), (2, 0) give the FD ratios
 TIMED_BATCH = 64
 
@@ -65,6 +68,7 @@ def main() -> None:
     print(f"{qunet.summary}\n")
 
     models = {"FP32": unet, "bf16": bf16, options.recipe: qunet}
+    models[BUNDLED] = fxquant.load(assets.path("digits") / "w4a8")
     speed = milliseconds(models)
     images = {
         name: [sample(model, seed) for seed in tqdm(SEEDS, desc=f"sample {name}", disable=None)]
@@ -74,8 +78,9 @@ def main() -> None:
     images["bf16"] = [sample(bf16, SEEDS[0], labels[:256])]
     Console(width=100).print(table(models, speed, images, labels, options.steps))
     options.out.mkdir(parents=True, exist_ok=True)
-    grid(images["FP32"][0], images[options.recipe][0], options.out / "demo.png")
-    print(f"{options.out / 'demo.png'}: FP32 left, {options.recipe} right, equal seeds")
+    shown = ["FP32", options.recipe, BUNDLED]
+    grid([images[name][0] for name in shown], options.out / "demo.png")
+    print(f"{options.out / 'demo.png'}: {', '.join(shown)} from left to right, equal seeds")
 
 
 def milliseconds(models: dict[str, nn.Module], rounds: int = 15) -> dict[str, float]:
@@ -159,14 +164,14 @@ def spread(ratios: list[FDRatio]) -> str:
     return f"{mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
-def grid(
-    left: Tensor, right: Tensor, path: Path, rows: int = 8, columns: int = 10, zoom: int = 3
-) -> None:
-    """Images [N, 1, 16, 16] in [-1, 1] of two models, each as rows x columns, beside each other."""
-    halves = [x[: rows * columns].reshape(rows, columns, 16, 16) for x in (left, right)]
-    pictures = [h.permute(0, 2, 1, 3).reshape(rows * 16, columns * 16) for h in halves]
+def grid(sets: list[Tensor], path: Path, rows: int = 8, columns: int = 10, zoom: int = 3) -> None:
+    """Images [N, 1, 16, 16] in [-1, 1] of some models, each as rows x columns, side by side."""
     gap = torch.ones(rows * 16, 4)
-    pixels = ((torch.cat([pictures[0], gap, pictures[1]], dim=1) + 1) * 127.5).round().byte()
+    parts: list[Tensor] = []
+    for images in sets:
+        tiles = images[: rows * columns].reshape(rows, columns, 16, 16)
+        parts += [gap, tiles.permute(0, 2, 1, 3).reshape(rows * 16, columns * 16)]
+    pixels = ((torch.cat(parts[1:], dim=1) + 1) * 127.5).round().byte()
     picture = Image.fromarray(pixels.numpy())
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(
         path

@@ -17,6 +17,7 @@ from fxquant.cli.output import check_writable, show_json
 from fxquant.compiler import check_backend
 from fxquant.presets import TASKS
 from fxquant.recipe import Recipe
+from fxquant.reconstruction.training import Training
 
 EXAMPLE = "fxquant quantize digits --out digits-w8a8 --recipe w8a8-fast"
 
@@ -51,6 +52,13 @@ def run(options: argparse.Namespace) -> int:
     out, backend = check_writable(options.out), check_backend(options.backend)
     recipe = Recipe.parse(options.recipe, options.task)
     gigabytes = options.memory_budget
+    training = {
+        "iters": options.iters,
+        "time_budget": options.time_budget,
+        "memory_budget": None if gigabytes is None else int(gigabytes * 1e9),
+        "resume": options.resume,
+    }
+    Training(**training).apply(recipe)  # refuses before calls are recorded
     model = load_model(options.model)
     compiled = fxquant.compile(
         model,
@@ -59,10 +67,7 @@ def run(options: argparse.Namespace) -> int:
         backend=backend,
         seed=options.seed,
         strict=options.strict,
-        iters=options.iters,
-        time_budget=options.time_budget,
-        memory_budget=None if gigabytes is None else int(gigabytes * 1e9),
-        resume=options.resume,
+        **training,
     )
     compiled.save_pretrained(out)
     if options.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,10 +56,18 @@ def _sizes(gm: GraphModule, tensors: Sequence[Tensor], batch: int) -> dict[Node,
             found[node] = value
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        inputs = [torch.empty(batch, *t.shape[1:], dtype=t.dtype) for t in tensors]
-        rest = inputs_of(gm)[len(tensors) :]  # the row
-        Watched(gm, see).run(*inputs, *(torch.empty(tuple(n.meta["val"].shape)) for n in rest))
+        with device_of(gm):
+            inputs = [torch.empty(batch, *t.shape[1:], dtype=t.dtype) for t in tensors]
+            rest = inputs_of(gm)[len(tensors) :]  # the row
+            rest_inputs = [torch.empty(tuple(n.meta["val"].shape)) for n in rest]
+        Watched(gm, see).run(*inputs, *rest_inputs)
     return found
+
+
+def device_of(gm: GraphModule) -> torch.device:
+    """Where the graph's weights are."""
+    tensors = itertools.chain(gm.parameters(), gm.buffers())
+    return next((t.device for t in tensors), torch.device("cpu"))
 
 
 def _substitute(gm: GraphModule, node: Node, batch: Node, small: int, large: int) -> None:

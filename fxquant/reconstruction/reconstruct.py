@@ -22,7 +22,7 @@ from torch.fx import GraphModule, Node
 from fxquant.graph.interpret import Watched
 from fxquant.graph.nodes import attribute, note, set_buffer
 from fxquant.graph.runner import clone
-from fxquant.graph.specialise import specialise
+from fxquant.graph.specialise import device_of, specialise
 from fxquant.logs import progress
 from fxquant.quant.adaround import Rounding
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
@@ -91,7 +91,7 @@ def reconstruct(
     budget = _quarter_of_memory() if memory_budget is None else memory_budget
     with Cache(budget) as cache:
         run = _Run(graph, samples, settings, cache)
-        values, reports = table.values.clone(), list[UnitReport]()
+        values, reports = table.values.clone().to(device_of(graph)), list[UnitReport]()
         clock = None if time_budget is None else _TimeBudget(time_budget, run.costs(values))
         with progress(what="reconstruct", unit="it", total=run.iterations, show=show) as bar:
             for number, unit in enumerate(run.units):
@@ -109,7 +109,7 @@ def reconstruct(
                 run.bind(finished.tensors)
                 reports.append(finished.report)
                 log.info("%s", finished.report)
-        learned = ActivationTable(values, table.timesteps, table.groups)
+        learned = ActivationTable(values.to(table.values.device), table.timesteps, table.groups)
         return Reconstructed(run.rebound(graph), learned, tuple(reports), cache.peak)
 
 

@@ -23,6 +23,17 @@ def test_the_artefact_computes_what_the_model_does(artefact):
     assert 0 < error < 0.2
 
 
+def test_a_recipe_that_reconstructs_resumes(pipeline, tmp_path, capsys):
+    kept = tmp_path / "kept"
+    arguments = ["--recipe", "w4a8", "--iters", "3", "--resume", str(kept), *QUICK]
+    for name in ("first", "second"):
+        assert main(["quantize", pipeline, "--out", str(tmp_path / name), *arguments]) == 0
+        assert "units reconstructed" in capsys.readouterr().out
+    assert len(list(kept.glob("unit_*.safetensors"))) > 2
+    first, second = (fxquant.load(tmp_path / n).state_dict() for n in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_equal_seeds_make_equal_artefacts(artefact, pipeline, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FXQUANT_DUMP", str(tmp_path / "dumps"))
     out = tmp_path / "new" / "again"
@@ -44,10 +55,13 @@ def test_arguments_reach_compile(artefact, pipeline, tmp_path, monkeypatch, caps
         return compiled
 
     monkeypatch.setattr(fxquant, "compile", compile_)
-    arguments = ["--recipe", "w4a8-fast", "--seed", "3", "--strict", "--backend", "reference"]
+    arguments = ["--recipe", "w4a8", "--seed", "3", "--strict", "--backend", "reference"]
+    arguments += ["--iters", "7", "--time-budget", "9", "--memory-budget", "2.5"]
+    arguments += ["--resume", str(tmp_path / "kept")]
     assert main(["quantize", pipeline, "--out", str(tmp_path / "out"), *QUICK, *arguments]) == 0
     assert given == {
-        "recipe": "w4a8-fast", "calls": 2, "seed": 3, "strict": True, "backend": "reference"
+        "recipe": "w4a8", "calls": 2, "seed": 3, "strict": True, "backend": "reference",
+        "iters": 7, "time_budget": 9.0, "memory_budget": 2_500_000_000, "resume": tmp_path / "kept",
     }  # fmt: skip
     out = capsys.readouterr().out
     assert str(compiled.summary) in out
@@ -70,6 +84,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["digit"], "ModelError: 'digit' is no folder and no bundled model. Did you mean 'digits'"),
         (["digits", "--recipe", "w8a9"], "RecipeError"),
+        (["digits", "--iters", "5"], "RecipeError: recipe 'w8a8-fast' does not reconstruct"),
+        (["digits", "--recipe", "w4a8", "--time-budget", "0"], "time_budget=0.0; it is positive"),
+        (["digits", "--recipe", "q_diffusion:w4a8", "--task", "sd"], "tasks are EDA-DM's"),
         (["digits", "--backend", "x68"], "BackendError: unknown backend 'x68'. Did you mean 'x86'"),
     ],
 )
