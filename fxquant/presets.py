@@ -74,6 +74,8 @@ def reconstruction_for(
     if task is not None and method != "eda_dm":
         raise RecipeError(f"tasks are EDA-DM's; {method!r} has none")
     if effort == "fast":
+        if task is not None:
+            raise RecipeError(f"effort 'fast' does not reconstruct, so task={task!r} means nothing")
         return None
     base = replace(_METHODS[method], **_EFFORTS[effort])
     if task is None:

@@ -210,13 +210,15 @@ class Recipe:
             if name not in known:
                 raise RecipeError(f"a recipe has no field {name!r}.{near(name, known)}")
         settings = changes.get("reconstruction")
+        base = self.reconstruction
+        if {"method", "effort"} & set(changes):
+            base = replace(self, **{**changes, "reconstruction": None}).reconstruction
+            changes.setdefault("reconstruction", base)
         if isinstance(settings, Mapping):
-            if self.reconstruction is None:
+            if base is None:
                 raise RecipeError(f"recipe {self.name!r} does not reconstruct; give it an effort")
             known_settings = _known("a reconstruction", settings, Reconstruction)
-            changes["reconstruction"] = replace(self.reconstruction, **known_settings)
-        elif {"method", "effort"} & set(changes):
-            changes.setdefault("reconstruction", None)
+            changes["reconstruction"] = replace(base, **known_settings)
         return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:

@@ -148,6 +148,7 @@ def test_a_task_brings_the_published_settings(task: str, bits: str) -> None:
     [
         ("w4a8", "bedrom", "unknown task 'bedrom'. Did you mean 'bedroom'?"),
         ("q_diffusion:w4a8", "sd", "tasks are EDA-DM's; 'q_diffusion' has none"),
+        ("w4a8-fast", "sd", "effort 'fast' does not reconstruct, so task='sd' means nothing"),
         (Recipe(), "sd", "goes with a recipe's name"),
         ("mine.json", "sd", "goes with a recipe's name"),
     ],
@@ -165,6 +166,11 @@ def test_with_changes_single_settings_of_the_reconstruction() -> None:
     assert other.reconstruction == replace(recipe.reconstruction, iters=7, loss="block")
     assert other.with_(effort="best") == Recipe.parse("w4a8-best")
     assert other.with_(effort="fast") == Recipe.parse("w4a8-fast")
+    slower = Recipe.parse("w4a8-fast").with_(effort="best", reconstruction={"iters": 7})
+    assert slower == Recipe.parse("w4a8-best").with_(reconstruction={"iters": 7})
+    q_diffusion = recipe.with_(method="q_diffusion", reconstruction={"iters": 7})
+    assert q_diffusion.reconstruction is not None
+    assert (q_diffusion.reconstruction.order, q_diffusion.reconstruction.iters) == ("sequential", 7)
     with pytest.raises(RecipeError, match="a reconstruction has no field 'iter'"):
         recipe.with_(reconstruction={"iter": 7})
     with pytest.raises(RecipeError, match="'w8a8-fast' does not reconstruct"):

@@ -82,8 +82,8 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"{folder}: no checkpoint can be kept there ({error})") from error
 
-    def read(self, number: int) -> Trained | None:
-        """The unit of this number, if it was finished.
+    def read(self, number: int, path: str) -> Trained | None:
+        """The unit of this number and module path, if it was finished.
 
         Raises:
             CheckpointError: a damaged file.
@@ -101,6 +101,10 @@ class Checkpoints:
             raise CheckpointError(
                 f"{file} is damaged ({error}); delete it to train its unit again"
             ) from error
+        if report.path != path:
+            raise CheckpointError(
+                f"{file} holds unit {report.path}, not {path}; use another folder"
+            )
         return Trained(tensors, table, report)
 
     def write(self, number: int, trained: Trained) -> None:
@@ -144,6 +148,8 @@ def _match(file: Path, run: dict[str, Any]) -> None:
         return
     try:
         other = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(other, dict):
+            raise TypeError(f"a {type(other).__name__}")
         differing = [k for k in sorted({*run, *other}) if run.get(k) != other.get(k)]
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); use another folder") from error

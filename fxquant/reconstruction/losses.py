@@ -9,8 +9,14 @@ from torch import Tensor
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of squared differences over dimension 1, mean over the others (BRECQ, EDA-DM)."""
-    return (a - b).square().sum(1).mean()
+    """Sum of squared differences over dimension 1, mean over the others (BRECQ, EDA-DM).
+
+    In float32 at least: half precision overflows on a wide layer.
+    """
+    difference = a - b
+    if difference.dtype in (torch.float16, torch.bfloat16):
+        difference = a.float() - b.float()
+    return difference.square().sum(1).mean()
 
 
 def block_loss(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

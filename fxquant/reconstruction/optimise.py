@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,13 @@ class UnitGraphs:
     floats: GraphModule
 
 
+class Targets(Protocol):
+    """The float model's results."""
+
+    def __call__(self, index: Tensor, outputs_only: bool = False) -> Sequence[Tensor]:
+        """Of some samples: the unit's outputs, then its inner layers unless only outputs count."""
+
+
 @dataclass(frozen=True)
 class UnitData:
     """A unit's samples, indexed by sample.
@@ -59,7 +66,7 @@ class UnitData:
     quantised: Sequence[Values]
     floats: Sequence[Values]
     mixed: Sequence[bool]
-    targets: Callable[[Tensor], Sequence[Tensor]]
+    targets: Targets
     rows: Tensor
     outputs: int
 
@@ -217,7 +224,7 @@ def serving_loss(
         inputs = data.inputs(index, 0.0, table.device)
         results = unit(*inputs, table[data.rows[index].to(table.device)], *weights)
         k = data.outputs
-        total += float(block_loss(results[:k], data.targets(index)[:k])) * len(index)
+        total += float(block_loss(results[:k], data.targets(index, outputs_only=True))) * len(index)
     return total / len(data.rows)
 
 
@@ -232,6 +239,7 @@ def _train(
     """Minimise objective(sample indices, progress in [0, 1)); returns the steps taken."""
     rates = [group["lr"] for group in groups]
     optimizer = torch.optim.Adam([dict(group) for group in groups])
+    learned = [parameter for group in groups for parameter in group["params"]]
     started = time.perf_counter()
     for iteration in range(settings.iters):
         progress = iteration / settings.iters
@@ -242,8 +250,10 @@ def _train(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * _cosine(progress)
         index = torch.randint(samples, (settings.batch,))
-        optimizer.zero_grad()
-        objective(index, progress).backward()
+        # backward() would also leave gradients on the biases and norms of the user's model
+        gradients = torch.autograd.grad(objective(index, progress), learned, allow_unused=True)
+        for parameter, gradient in zip(learned, gradients, strict=True):
+            parameter.grad = gradient
         optimizer.step()
         if on_iter:
             on_iter()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,23 +84,23 @@ def reconstruct(
         samples: what the units are trained on.
         seed: each unit draws from a generator of its own, seeded with this and its number.
         memory_budget: bytes of cached activations held in memory, the rest goes to temporary
-            files; by default a quarter of the machine's memory.
+            files, beside the checkpoints if there are any; by default `default_budget()`.
         time_budget: seconds for all units; iterations are cut short to meet it.
         checkpoints: written after every unit; units that it holds already are not trained again.
         show: a progress bar with the time left.
     """
-    budget = _quarter_of_memory() if memory_budget is None else memory_budget
-    with Cache(budget) as cache:
+    budget = default_budget() if memory_budget is None else memory_budget
+    with Cache(budget, checkpoints.folder if checkpoints else None) as cache:
         run = _Run(graph, samples, settings, cache)
         values, reports = table.values.clone().to(device_of(graph)), list[UnitReport]()
         clock = None if time_budget is None else _TimeBudget(time_budget, run.costs(values))
         with progress(what="reconstruct", unit="it", total=run.iterations, show=show) as bar:
             for number, unit in enumerate(run.units):
                 run.advance(unit, values)
-                finished = checkpoints.read(number) if checkpoints else None
+                finished = checkpoints.read(number, unit.path) if checkpoints else None
                 if finished is None:
                     seconds = clock.share(number) if clock else None
-                    with _seeded(seed * _UNIT_SEEDS + number, values.device):
+                    with _seeded((seed * _UNIT_SEEDS + number) % 2**63, values.device):
                         finished = run.train(unit, values, seconds, bar.update)
                     if checkpoints:
                         checkpoints.write(number, finished)
@@ -161,7 +162,8 @@ class _Run:
             seconds=seconds, on_iter=on_iter,
         )  # fmt: skip
         names = [_name(n.args[0]) for n in unit.weights]
-        tensors = dict(zip(names, result.weights, strict=True))
+        # Contiguous like those read from a checkpoint: the layout decides a convolution's last bit.
+        tensors = {n: w.contiguous() for n, w in zip(names, result.weights, strict=True)}
         targets.drop()
         report = UnitReport(
             unit.path,
@@ -238,9 +240,12 @@ class _Targets:
             for stored, value in zip(self._stored, self._compute(index), strict=False):
                 stored.write(int(index[0]), value)
 
-    def __call__(self, index: Tensor) -> list[Tensor]:
-        found = [stored[index].to(self._table.device) for stored in self._stored]
-        return found if self._whole else [*found, *self._compute(index)[self._outputs :]]
+    def __call__(self, index: Tensor, outputs_only: bool = False) -> list[Tensor]:
+        kept = self._stored[: self._outputs] if outputs_only else self._stored
+        found = [stored[index].to(self._table.device) for stored in kept]
+        if self._whole or outputs_only:
+            return found
+        return [*found, *self._compute(index)[self._outputs :]]
 
     def drop(self) -> None:
         """Give the memory back."""
@@ -292,8 +297,12 @@ def _name(attribute_node: Any) -> str:
     return str(attribute_node.target)
 
 
-def _quarter_of_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+def default_budget() -> int:
+    """A quarter of the memory of the machine, or of the container that this runs in."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return min(total, int(text)) // 4 if text.isdecimal() else total // 4
 
 
 @contextmanager

@@ -32,9 +32,11 @@ class Reconstruction:
         lr_scale: Adam's rate for the logarithm of the activation steps; 0 leaves them as
             calibrated.
         rounding_weight: of AdaRound's regulariser, a mean over the unit's weights, against a
-            loss in units of that before training; 0 switches it off.
+            loss in units of that before training; grows from a tenth to ten times this. 0
+            switches it off.
         warmup: fraction of the iterations before the regulariser starts.
-        sharpness_from, sharpness_to: exponent of the regulariser over the rest, along a cosine.
+        sharpness_from, sharpness_to: exponent of the regulariser, along a cosine over the first
+            four fifths of the rest.
         drop: probability that an activation passes unquantised, and that a value of the unit's
             input is the float model's (QDrop, arXiv 2203.05740).
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,18 @@ from torch.fx import GraphModule
 
 from fxquant.calibration.select import select
 from fxquant.errors import RecipeError
+from fxquant.graph.dump import dump
 from fxquant.graph.signature import Signature
+from fxquant.graph.specialise import device_of
 from fxquant.quant.table import ActivationTable
 from fxquant.recipe import Recipe
 from fxquant.reconstruction.checkpoint import Checkpoints, fingerprint, surroundings
-from fxquant.reconstruction.reconstruct import Reconstructed, bypassed, reconstruct
+from fxquant.reconstruction.reconstruct import (
+    Reconstructed,
+    bypassed,
+    default_budget,
+    reconstruct,
+)
 from fxquant.reconstruction.stream import Samples
 
 
@@ -43,7 +51,7 @@ class Training:
         if said and recipe.reconstruction is None:
             raise RecipeError(
                 f"recipe {recipe.name!r} does not reconstruct and cannot heed "
-                f"{', '.join(said)}; {recipe.bits_name!r} does"
+                f"{', '.join(said)}; effort 'balanced' or 'best' does"
             )
         if self.iters is None:
             return recipe
@@ -91,21 +99,26 @@ def train(
         run = {
             "recipe": recipe.to_json(),
             "seed": seed,
-            "memory_budget": training.memory_budget,
-            "versions": surroundings(),
+            "memory_budget": training.memory_budget or default_budget(),
+            "time_budget": training.time_budget,
+            **surroundings(),
+            "device": device_of(graph).type,
+            "graph": hashlib.sha256(dump(graph).encode()).hexdigest(),
             "model": fingerprint(dict(graph.state_dict()).values()),
             "ranges": fingerprint([table.values]),
             "samples": fingerprint(samples.tensors),
         }
         checkpoints = Checkpoints(training.resume, run)
-    return reconstruct(
-        graph,
-        table,
-        samples,
-        settings,
-        seed=seed,
-        memory_budget=training.memory_budget,
-        time_budget=training.time_budget,
-        checkpoints=checkpoints,
-        show=show,
-    )
+    # compile() may well be called where gradients are off
+    with torch.enable_grad():
+        return reconstruct(
+            graph,
+            table,
+            samples,
+            settings,
+            seed=seed,
+            memory_budget=training.memory_budget,
+            time_budget=training.time_budget,
+            checkpoints=checkpoints,
+            show=show,
+        )

@@ -18,9 +18,9 @@ TRAINED = Trained(
 
 def test_a_unit_comes_back_as_it_was(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path / "new" / "folder", {"seed": 1})
-    assert kept.read(3) is None
+    assert kept.read(3, "mid.0") is None
     kept.write(3, TRAINED)
-    found = Checkpoints(tmp_path / "new" / "folder", {"seed": 1}).read(3)
+    found = Checkpoints(tmp_path / "new" / "folder", {"seed": 1}).read(3, "mid.0")
     assert found is not None
     assert found.report == REPORT
     assert torch.equal(found.table, TRAINED.table)
@@ -43,11 +43,19 @@ def test_a_damaged_unit_is_named(tmp_path: Path, damage: bytes | None) -> None:
     file = tmp_path / "unit_0000.safetensors"
     file.write_bytes(file.read_bytes()[:-7] if damage is None else damage)
     with pytest.raises(CheckpointError, match=r"unit_0000.*damaged.*delete it"):
-        kept.read(0)
+        kept.read(0, "mid.0")
 
 
-def test_a_damaged_description_is_named(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{")
+def test_a_unit_of_another_name_is_refused(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, {})
+    kept.write(0, TRAINED)
+    with pytest.raises(CheckpointError, match=r"holds unit mid\.0, not mid\.1"):
+        kept.read(0, "mid.1")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3"])
+def test_a_damaged_description_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
         Checkpoints(tmp_path, {})
 
@@ -61,9 +69,9 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
 def test_what_a_killed_write_left_is_not_read(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path, {})
     (tmp_path / "unit_0000.safetensors.part").write_bytes(b"half")
-    assert kept.read(0) is None
+    assert kept.read(0, "mid.0") is None
     kept.write(0, TRAINED)
-    assert kept.read(0) is not None
+    assert kept.read(0, "mid.0") is not None
 
 
 def test_a_fingerprint_sees_values_shapes_and_types() -> None:

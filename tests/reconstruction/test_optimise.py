@@ -134,7 +134,14 @@ def trained(settings: Reconstruction, seed: int = 0, **options: float) -> tuple[
     x = torch.randn(256, 16, generator=generator) @ mixing
     weight = torch.randn(8, 16, generator=generator)
     target = x @ weight.T
-    data = UnitData([x], [x], [True], lambda index: [target[index]], torch.zeros(256).long(), 1)
+    data = UnitData(
+        [x],
+        [x],
+        [True],
+        lambda index, outputs_only=False: [target[index]],
+        torch.zeros(256).long(),
+        1,
+    )
     graphs = UnitGraphs(*(linear(d) for d in (settings.drop, 0.0, None)))
     rounding = Rounding.of(weight, pnorm_weight_scale(weight, 4), 4)
     torch.manual_seed(seed)

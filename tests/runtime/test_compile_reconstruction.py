@@ -79,6 +79,7 @@ def test_resume_takes_what_is_there(tmp_path: Path, caplog: pytest.LogCaptureFix
         ({"seed": 1}, "samples, seed differ"),
         ({"iters": 7}, "recipe differ"),
         ({"memory_budget": 1 << 20}, "memory_budget differ"),
+        ({"time_budget": 100.0}, "time_budget differ"),
     ],
 )
 def test_resume_refuses_another_run(tmp_path: Path, options: dict[str, Any], differs: str) -> None:
@@ -93,7 +94,7 @@ def test_resume_refuses_another_run(tmp_path: Path, options: dict[str, Any], dif
 )
 def test_a_recipe_that_does_not_reconstruct_refuses_such_options(options: dict[str, Any]) -> None:
     name = next(iter(options))
-    with pytest.raises(RecipeError, match=f"'w8a8-fast' does not reconstruct .* {name}; 'w8a8'"):
+    with pytest.raises(RecipeError, match=f"'w8a8-fast' does not reconstruct .* {name}; effort"):
         c.compile_mite(**options)
 
 
@@ -128,3 +129,35 @@ def test_timestep_groups_learn_a_step_each() -> None:
     model = trained(c.float32("w4a8", timestep_groups=2))
     changed = model.table.values[..., 0] != plain.table.values[..., 0]
     assert bool(changed.all(0).any()), "some quantiser has a new step in both rows"
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_off_where_compile_is_called(mode: Any) -> None:
+    with mode():
+        result = trained()
+    assert result.summary.units[1].loss_after < result.summary.units[1].loss_before
+
+
+def test_the_models_parameters_get_no_gradients() -> None:
+    model = c.mite()
+    c.compiled(model, calls(), "w4a8", **TRAIN)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_channels_last_model_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    def run(**options: Any) -> dict[str, torch.Tensor]:
+        model = c.mite().to(memory_format=torch.channels_last)
+        return c.compiled(model, calls(), "w4a8", iters=20, **options).state_dict()
+
+    whole = run(resume=tmp_path)
+    (tmp_path / "unit_0001.safetensors").unlink()
+    resumed = run(resume=tmp_path)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_can_be_reconstructed(dtype: torch.dtype) -> None:
+    half = [{k: v.to(dtype) if k == "sample" else v for k, v in call.items()} for call in calls()]
+    result = c.compiled(c.mite().to(dtype), half, "w4a8", iters=100)
+    conv = result.summary.units[1]
+    assert conv.loss_after < conv.loss_before
