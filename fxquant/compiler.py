@@ -42,7 +42,6 @@ from fxquant.runtime.summary import size_in_bytes, summarise
 log = logging.getLogger(__name__)
 
 
-@torch.inference_mode(mode=False)  # tensors made inside could never meet autograd
 def compile(  # noqa: A001 - the name users expect, as in torch.compile
     model: nn.Module,
     calib_loader: Iterable[Any],

@@ -14,6 +14,8 @@ from torch.fx import GraphModule
 from fxquant.calibration.select import select
 from fxquant.errors import RecipeError
 from fxquant.graph.dump import dump
+from fxquant.graph.nodes import set_buffer
+from fxquant.graph.runner import clone
 from fxquant.graph.signature import Signature
 from fxquant.graph.specialise import device_of
 from fxquant.quant.table import ActivationTable
@@ -110,11 +112,11 @@ def train(
         }
         checkpoints = Checkpoints(training.resume, run)
     # compile() may well be called where gradients are off
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         return reconstruct(
-            graph,
-            table,
-            samples,
+            _for_autograd(graph),
+            ActivationTable(table.values.clone(), table.timesteps.clone(), table.groups.clone()),
+            Samples(tuple(t.clone() for t in samples.tensors), samples.rows.clone()),
             settings,
             seed=seed,
             memory_budget=training.memory_budget,
@@ -122,3 +124,12 @@ def train(
             checkpoints=checkpoints,
             show=show,
         )
+
+
+def _for_autograd(graph: GraphModule) -> GraphModule:
+    """A clone whose tensors may meet autograd: those made in inference mode never can."""
+    result = clone(graph)
+    for name, tensor in graph.state_dict(keep_vars=True).items():
+        if tensor.is_inference():
+            set_buffer(result, name, tensor.detach().clone())
+    return result

@@ -63,7 +63,7 @@ X = torch.zeros(2, 4, 8, 8)
         ({"recipe": "w8a8-quick"}, RecipeError, "unknown effort 'quick'.*fast"),
         ({"recipe": "brecq:w8a8-fast"}, RecipeError, "unknown method 'brecq'.*eda_dm"),
         ({"recipe": "eight bits"}, RecipeError, r"form is \[method:\]bits\[-effort\]"),
-        ({"recipe": "w8a8"}, RecipeError, "'w8a8-fast' calibrates without it"),
+        ({"recipe": "pcr:w8a8"}, RecipeError, "method 'pcr' is not available"),
         ({"recipe": 8}, RecipeError, "such as 'w8a8-fast'"),
         ({"backend": "x68"}, BackendError, "unknown backend 'x68'.*Did you mean 'x86'"),
         ({"model": lambda x: x}, CaptureError, "expected a torch.nn.Module, got function"),

@@ -139,6 +139,12 @@ def test_gradients_may_be_off_where_compile_is_called(mode: Any) -> None:
     assert result.summary.units[1].loss_after < result.summary.units[1].loss_before
 
 
+def test_a_model_made_in_inference_mode_can_be_reconstructed() -> None:
+    with torch.inference_mode():
+        result = trained()
+    assert result.summary.units[1].loss_after < result.summary.units[1].loss_before
+
+
 def test_the_models_parameters_get_no_gradients() -> None:
     model = c.mite()
     c.compiled(model, calls(), "w4a8", **TRAIN)
