@@ -126,7 +126,7 @@ def main() -> None:
         run_missing(table, work, options)
     rows = report(table, work)
     print(markdown(rows))
-    if not options.quick:
+    if rows and not options.quick:
         keep(rows)
 
 
