@@ -1,1 +1,1 @@
-"""Reconstruction units; losses and the optimiser loop build on them."""
+"""Learns how each weight rounds and how large each activation step is, unit by unit."""
