@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPES := build/types
-BENCHMARKS = $(wildcard benchmarks/*.py)
+PEERS := $(VENV)/.peers
+BENCHMARKS := cpu_unet scaling compile_cost reconstruct ablation load
 
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs a share, not 100x.
 export OMP_WAIT_POLICY := passive
@@ -19,7 +20,7 @@ help:
 	@echo "make test-all  lint and all tests"
 	@echo "make lint      ruff and mypy (make format repairs what ruff can)"
 	@echo "make docs      the API reference, from docstrings, to build/docs"
-	@echo "make bench     the measured comparisons"
+	@echo "make bench     the measured comparisons, most of a day; other systems are installed for it"
 	@echo "make clean     remove everything make built"
 
 install: $(STAMP)
@@ -63,9 +64,13 @@ docs: $(STAMP)
 		fxquant.calibration fxquant.graph fxquant.quant fxquant.runtime fxquant.evaluate \
 		fxquant.passes fxquant.kernels
 
-bench: $(STAMP)
-	@test -n "$(BENCHMARKS)" || { echo "no benchmarks/*.py to run"; exit 1; }
-	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
+# What fxquant is compared with: large, and needed by nothing else.
+$(PEERS): $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
+bench: $(PEERS)
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

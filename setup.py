@@ -69,7 +69,7 @@ setup(
         "cuda": ["nvidia-cutlass==4.2.0.0"],
         "eval": ["torchmetrics", "torchvision", "torch-fidelity", "transformers"],
         "plots": ["matplotlib"],
-        "bench": ["openvino", "nncf", "onnxruntime", "torchao"],
+        "bench": ["matplotlib", "openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "torchao"],
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "matplotlib", "pdoc", "setuptools>=77"],
     },
     entry_points={"console_scripts": ["fxquant = fxquant.cli:main"]},

@@ -16,19 +16,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from common import RESULTS, arguments, machine, resident, write_json
 
-HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
 STEPS = 20  # of DDIM, to calibrate and to draw
 IMAGES = 2000
@@ -105,9 +103,7 @@ def quick() -> list[Cell]:
 
 def main() -> None:
     """Run what is missing, report what there is."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--quick", action="store_true", help="a few tiny cells; no report is kept")
     parser.add_argument("--work", type=Path, default=Path("out/ablation"), metavar="DIR")
     parser.add_argument("--minutes", type=float, help="start no cell after that many")
@@ -120,7 +116,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     if options.cell:
         cell = next(c for c in table if c.row == options.cell)
-        write(cell.file(work, options.seed), measure(cell, options.seed, work))
+        write_json(cell.file(work, options.seed), measure(cell, options.seed, work))
         return
     if not options.report:
         run_missing(table, work, options)
@@ -175,7 +171,7 @@ def measure(cell: Cell, seed: int, work: Path) -> dict[str, Any]:
     started = time.perf_counter()
     calls = record_selected(
         unet,
-        [lambda part=part: run(part) for part in range(max(1, cell.samples // 64))],
+        [partial(run, part) for part in range(max(1, cell.samples // 64))],
         count=cell.samples,
         sampler=cell.sampler,
         seed=seed,
@@ -184,7 +180,7 @@ def measure(cell: Cell, seed: int, work: Path) -> dict[str, Any]:
     recorded = time.perf_counter() - started
     qunet = fxquant.compile(unet, calls, recipe, progress=False, seed=seed)
     compiled = time.perf_counter() - started - recorded
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resident("VmHWM") / 2**30
     labels = balanced_labels(cell.images // 10)
 
     def draw(model: Any, of: int) -> Any:
@@ -224,31 +220,6 @@ def float_images(unet: Any, draw: Any, seed: int, count: int, work: Path) -> Any
         save_file({"images": draw(unet, seed)}, beside)
         beside.replace(file)
     return load_file(file)["images"]
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what this ran."""
-    import platform
-
-    import diffusers
-    import torch
-
-    info = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((x for x in info if x.startswith("model name")), "")
-    return {
-        "cpu": model.partition(":")[2].strip(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-
-
-def write(file: Path, result: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    beside = file.with_suffix(".part")
-    beside.write_text(json.dumps(result, indent=1))
-    beside.replace(file)
 
 
 def report(table: list[Cell], work: Path) -> list[dict[str, Any]]:
@@ -299,9 +270,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def keep(rows: list[dict[str, Any]]) -> None:
     """JSON, Markdown and a chart beside the other results."""
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    (results / "ablation_digits.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(RESULTS / "ablation_digits.json", rows)
     first = rows[0]["cells"][0]
     head = (
         f"`python benchmarks/ablation.py`: digits model, DDIM {STEPS} steps, N = "
@@ -309,8 +278,8 @@ def keep(rows: list[dict[str, Any]]) -> None:
         f"W4A8, {SAMPLES} samples, {ITERS} iterations a unit, unless they say otherwise. "
         f"{first['machine']}\n\n"
     )
-    (results / "ablation_digits.md").write_text(head + markdown(rows) + "\n")
-    chart(rows, results / "ablation_digits.png")
+    (RESULTS / "ablation_digits.md").write_text(head + markdown(rows) + "\n")
+    chart(rows, RESULTS / "ablation_digits.png")
 
 
 def chart(rows: list[dict[str, Any]], path: Path) -> None:

@@ -1,239 +1,338 @@
-"""One UNet step on the CPU: fp32 eager, bf16 eager, fxquant W8A8, in one interleaved run.
+"""One UNet step on the CPU: PyTorch, its compiler, OpenVINO, ONNX Runtime and fxquant.
 
-    python benchmarks/cpu_unet.py --arch sd14
+    python benchmarks/cpu_unet.py --arch sd14 --folder out/cpu_unet
 
 Random weights from the published configuration at full width: time and memory do not depend on
-training. Also measured: fxquant's own overhead of compiling (all wall time but the calibration
-forwards; kernel cache cold, C++ compiles and weight packing included), the process's peak memory
-up to the end of compilation, and that one compile serves other batches and resolutions.
+training. Every system has a process of its own and its own memory; all see the same inputs, are
+calibrated with the same calls, and are asked for a step in turns. OpenVINO, ONNX Runtime and
+fxquant load what another process converted and saved (kept in --folder); PyTorch's systems are made
+from the float32 model in the process that serves them. If not all fit in memory at once they are
+measured in groups, bf16 eager in each, and compared with the bf16 eager of their group.
 
-Prints a table and writes benchmarks/results/cpu_unet_ARCH.json.
+first step: the call after loading; what compiles late compiles there (Inductor's cache is empty)
+resident: bytes in memory after the last round
+peak: the most from the start of loading, first step included; of PyTorch's systems from the moment
+    that the model stands and a float32 original is gone
+steps' peak: the most after the first step
+
+Prints a table and writes benchmarks/results/cpu_unet_ARCH.json and .png. With --profile, also the
+time by kind of operator in every system.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import resource
-import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+import numpy as np
+from common import (
+    ARCHES,
+    GIB,
+    HERE,
+    RESULTS,
+    arguments,
+    command_line,
+    folder_or_temporary,
+    keep,
+    machine,
+    show_table,
+    spread,
+)
+from served import Row, Settings, write_inputs
+from systems import BF16, FP32, SYSTEMS, check_installed, slug
+from workers import NotMeasured, Worker, take_turns
 
-import diffusers
-import torch
-from rich.console import Console
-from rich.table import Table
-from torch import nn
-
-HERE = Path(__file__).parent
-CONFIGS = HERE.parent / "tests" / "configs"
-ARCHES = {"sd14": "sd14", "sdxl": "sdxl_base", "ddpm": "ddpm_cifar10_32", "ldm": "ldm_celebahq_256"}
-GIB = 2**30
+Report = dict[str, Any]
+_PROCESS = 0.5 * GIB  # a process with torch in it and nothing else
 
 
 def main() -> None:
-    """Compile, time, check shapes, report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    """Prepare, measure, report."""
+    options = parsed()
+    with folder_or_temporary(options.folder) as folder:
+        settings = Settings(
+            options.arch, options.batch, options.size, options.calls, options.threads, str(folder)
+        )
+        bench = Bench(settings, options.rounds, options.memory * GIB, options.profile)
+        rows = bench.measure(options.systems)
+    report = {
+        "machine": {**machine(), "threads": options.threads},
+        "command": command_line(),
+        "arch": options.arch,
+        "sample_shape": bench.shape,
+        "fp32_weights_bytes": bench.weights,
+        "calibration_calls": options.calls,
+        "rounds": options.rounds,
+        "systems": rows,
+    }
+    show(report)
+    name = f"cpu_unet_{options.arch}"
+    keep(name, report, options.results)
+    chart(report, options.results / f"{name}.png")
+
+
+def parsed() -> argparse.Namespace:
+    """The options; fp32 eager is always among the systems, as the others' truth."""
+    import torch
+
+    parser = arguments(__doc__)
     parser.add_argument("--arch", choices=[*ARCHES, "digits"], default="sd14")
+    parser.add_argument(
+        "--systems", nargs="+", choices=[*SYSTEMS], default=[*SYSTEMS], metavar="NAME",
+        help=f"of: {', '.join(SYSTEMS)}",
+    )  # fmt: skip
     parser.add_argument(
         "--batch", type=int, default=2, help="of the timed step; 2 is one image with guidance"
     )
     parser.add_argument(
         "--size", type=int, help="height and width of the latents; the config's by default"
     )
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--calls", type=int, default=4, help="calibration calls")
-    parser.add_argument("--recipe", default="w8a8-fast")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=3, help="calibration calls")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--memory", type=float, default=20.0, help="GiB for all systems together")
+    parser.add_argument("--folder", type=Path, help="keep what is prepared here, and reuse it")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
+    parser.add_argument("--profile", action="store_true", help="time by kind of operator")
     options = parser.parse_args()
-
-    torch.manual_seed(0)
-    unet = build(options.arch)
-    with cold_cache():
-        report = compile_report(unet, options)
-        systems = report.pop("systems")
-        report["seconds_per_step"] = interleaved(systems, options.rounds)
-        report["relative_l2_to_fp32"] = errors(systems)
-    show(report)
-    path = HERE / "results" / f"cpu_unet_{options.arch}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"wrote {path.relative_to(HERE.parent)}")
+    options.systems = [n for n in SYSTEMS if n in {FP32, *options.systems}]
+    return options
 
 
-def build(arch: str) -> nn.Module:
-    """The float32 model, channels_last, eval mode."""
-    if arch == "digits":
-        from fxquant import assets
+class Bench:
+    """Measures systems on one kind of step.
 
-        return assets.load_digits_unet()
-    config = json.loads((CONFIGS / f"{ARCHES[arch]}.json").read_text())
-    model = getattr(diffusers, config["_class_name"]).from_config(config)
-    return model.eval().to(memory_format=torch.channels_last)
+    Args:
+        limit: bytes that all their processes may hold at a time.
+        profile: also take the time by kind of operator.
+    """
 
+    def __init__(self, settings: Settings, rounds: int, limit: float, profile: bool = False):
+        self.settings = settings
+        self.rounds = rounds
+        self.limit = limit
+        self.profile = profile
+        self.weights = write_inputs(settings)
+        self.shape = list(settings.timed()["sample"].shape)
+        self._alive: dict[str, Worker] = {}
+        self._rows: dict[str, Report] = {}
+        self._group = 0
 
-class cold_cache:  # noqa: N801 - reads as a verb: with cold_cache()
-    """An empty kernel cache for the duration."""
+    def measure(self, names: list[str]) -> list[Report]:
+        """A row for every system: its figures, or why there are none."""
+        self._rows = {name: {"system": name} for name in names}
+        for name in names:
+            with self._reporting(name):
+                check_installed(name)
+                self._prepare(name)
+        try:
+            self._measure_in_groups([n for n in names if "not_measured" not in self._rows[n]])
+        finally:
+            self._close()
+        self._compare()
+        return list(self._rows.values())
 
-    def __enter__(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="fxquant-bench-")
-        os.environ["FXQUANT_CACHE"] = self.folder
+    def _prepare(self, name: str) -> None:
+        if SYSTEMS[name].prepare is None:
+            return
+        note(f"preparing {name}")
+        with self._worker(name) as worker:
+            seconds = worker.ask("prepare", name=name, settings=asdict(self.settings))
+        self._rows[name]["prepare_seconds"] = seconds
 
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _measure_in_groups(self, names: list[str]) -> None:
+        """What needs most memory to open goes first; a full house is measured and makes room."""
+        others = sorted((n for n in names if n != BF16), key=lambda n: -SYSTEMS[n].opens)
+        baseline = [BF16] if BF16 in names else []
+        for name in baseline + others:
+            needed = self._held() + SYSTEMS[name].opens * self.weights + _PROCESS
+            if self._crowded(baseline) and needed > self.limit:
+                self._make_room(baseline)
+            row = dict(self._rows[name])
+            self._open(name)
+            if "not_measured" in self._rows[name] and self._crowded(baseline):
+                self._make_room(baseline)
+                self._rows[name] = row
+                self._open(name)
+        self._finish_group()
 
+    def _crowded(self, baseline: list[str]) -> bool:
+        return len(self._alive) > len(baseline)
 
-def compile_report(unet: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
-    """Compile once, measure it, and return the figures and the systems to time."""
-    from fxquant import compile as fxquant_compile
-    from fxquant.calibration.example import example_call
+    def _make_room(self, baseline: list[str]) -> None:
+        self._finish_group()
+        for name in baseline:
+            self._open(name)
 
-    def call(batch: int, size: int | None, seed: int = 0) -> dict[str, Any]:
-        return example_call(unet, batch=batch, size=size, seed=seed)
+    def _open(self, name: str) -> None:
+        """Load it and take its first step."""
+        note(f"loading {name}")
+        worker = self._worker(name)
+        with self._reporting(name):
+            try:
+                stages = worker.ask("load", name=name, settings=asdict(self.settings))
+                first = worker.ask("step")
+                peak = worker.ask("forget_peak")
+            except BaseException:
+                worker.close()
+                raise
+            self._alive[name] = worker
+            opened = {"stages_seconds": stages, "first_step_seconds": first, "peak_bytes": peak}
+            self._rows[name] = opened | self._rows[name]  # of the first group, if there are more
 
-    calibration = [call(options.batch, options.size, seed=k) for k in range(options.calls)]
-    weights = sum(p.numel() * p.element_size() for p in unet.parameters())
-    qunet, compile_seconds = timed(lambda: fxquant_compile(unet, calibration, options.recipe))
-    _, first_step = timed(lambda: run(qunet, calibration[0]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    _, second_step = timed(lambda: run(qunet, calibration[0]))
-    forwards = sum(timed(lambda c=c: run(unet, c))[1] for c in calibration)
-    sizes = [(1, None), (2, None), (4, None), (2, (6, 10))]
-    served = [shape_of(run(qunet, oblong(call(b, options.size), ratio))) for b, ratio in sizes]
-    bf16 = type(unet).from_config(unet.config).eval().to(torch.bfloat16)
-    bf16.load_state_dict(unet.state_dict())
-    bf16 = bf16.to(memory_format=torch.channels_last)
-    step = calibration[-1]
-    return {
-        "machine": machine(),
-        "command": " ".join(["python", *sys.argv]),
-        "arch": options.arch,
-        "batch": options.batch,
-        "sample_shape": list(step["sample"].shape),
-        "fp32_weights_gib": weights / GIB,
-        "fxquant_weights_gib": qunet.summary.bytes_after / GIB,
-        "compile": {
-            "calls": options.calls,
-            "seconds": compile_seconds,
-            "phases": qunet.summary.seconds,
-            "float_forwards_seconds": forwards,
-            "first_step_extra_seconds": max(0.0, first_step - second_step),
-            "own_overhead_seconds": compile_seconds - forwards + max(0.0, first_step - second_step),
-            "peak_memory_gib": peak / GIB,
-            "peak_memory_over_fp32_weights": peak / weights,
-        },
-        "served_shapes": served,
-        "kernels": dict(qunet.summary.kernels),
-        "systems": {
-            "fp32 eager": lambda: run(unet, step),
-            "bf16 eager": lambda: run(bf16, as_dtype(step, torch.bfloat16)),
-            f"fxquant {options.recipe}": lambda: run(qunet, step),
-        },
-    }
+    def _finish_group(self) -> None:
+        """Rounds, then each system's memory, result and profile."""
+        times, failed = take_turns(self._alive, self.rounds, note)
+        medians = {name: spread(t) for name, t in times.items() if name not in failed}
+        for name, worker in self._alive.items():
+            row = self._rows[name]
+            with self._reporting(name):
+                if name in failed:
+                    raise NotMeasured(failed[name])
+                if "seconds" not in row:
+                    row |= self._figures(name, worker, medians[name], times[name])
+                    if BF16 in medians:
+                        ratio = medians[BF16]["median"] / medians[name]["median"]
+                        row["speedup_over_bf16_eager"] = ratio
+        self._group += 1
+        self._close()
 
+    def _figures(
+        self, name: str, worker: Worker, seconds: dict[str, float], rounds: list[float]
+    ) -> Report:
+        memory = worker.ask("memory")
+        figures = {
+            "group": self._group,
+            "seconds": seconds,
+            "rounds_seconds": rounds,
+            "resident_bytes": memory["resident"],
+            "resident_anonymous_bytes": memory["resident_anonymous"],
+            "steps_peak_bytes": memory["peak"],
+        }
+        worker.ask("output", file=str(self._output(name)))
+        if self.profile:
+            figures["profile"] = worker.ask("profile")
+        return figures
 
-def run(model: nn.Module, call: dict[str, Any]) -> torch.Tensor:
-    """The model's result on one call."""
-    with torch.no_grad():
-        return model(**call, return_dict=False)[0]
+    def _compare(self) -> None:
+        """Relative L2 error to float32, of the same input."""
+        if not self._output(FP32).exists():
+            return
+        truth = np.load(self._output(FP32)).astype(np.float64)
+        for name, row in self._rows.items():
+            if "seconds" in row:
+                error = np.load(self._output(name)) - truth
+                row["relative_l2_to_fp32"] = float(np.linalg.norm(error) / np.linalg.norm(truth))
 
+    def _output(self, name: str) -> Path:
+        return self.settings.file(f"output-{slug(name)}-{self.settings.key}.npy")
 
-def oblong(call: dict[str, Any], ratio: tuple[int, int] | None) -> dict[str, Any]:
-    """The call with another aspect: (6, 10) makes 48x80 of 64x64."""
-    if ratio is None:
-        return call
-    batch, channels, side, _ = call["sample"].shape
-    return call | {
-        "sample": torch.randn(batch, channels, side * ratio[0] // 8, side * ratio[1] // 8)
-    }
-
-
-def shape_of(x: torch.Tensor) -> list[int]:
-    """Its shape; the values must be finite."""
-    assert torch.isfinite(x).all()
-    return list(x.shape)
-
-
-def as_dtype(call: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors of a call in another dtype."""
-    if isinstance(call, dict):
-        return {k: as_dtype(v, dtype) for k, v in call.items()}
-    return call.to(dtype) if isinstance(call, torch.Tensor) and call.is_floating_point() else call
-
-
-def timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """(result, wall seconds)."""
-    started = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - started
-
-
-def interleaved(systems: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median, minimum and maximum seconds of each system; they take turns after a warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in systems}
-    for turn in range(rounds + 1):
-        for name, function in systems.items():
-            seconds = timed(function)[1]
-            if turn:
-                times[name].append(seconds)
-    return {n: {"median": median(v), "min": min(v), "max": max(v)} for n, v in times.items()}
-
-
-def errors(systems: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Relative L2 error to the first system on the same input."""
-    results = {name: function().double() for name, function in systems.items()}
-    truth = next(iter(results.values()))
-    return {name: float((x - truth).norm() / truth.norm()) for name, x in results.items()}
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what this ran."""
-    model = next(
-        (x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")),
-        "",
-    )
-    return {
-        "cpu": model.partition(":")[2].strip() or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-
-
-def show(report: dict[str, Any]) -> None:
-    """The table."""
-    steps, error = report["seconds_per_step"], report["relative_l2_to_fp32"]
-    base = steps["bf16 eager"]["median"]
-    table = Table(
-        title=f"{report['arch']} {report['sample_shape']}, {report['machine']['threads']} threads"
-    )
-    for header in ("system", "s / step", "min - max", "x bf16 eager", "relative L2 to fp32"):
-        table.add_column(header, justify="left" if header == "system" else "right")
-    for name, t in steps.items():
-        spread = f"{t['min']:.3f} - {t['max']:.3f}"
-        table.add_row(
-            name, f"{t['median']:.3f}", spread, f"{base / t['median']:.2f}", f"{error[name]:.4f}"
+    def _worker(self, name: str) -> Worker:
+        return Worker(
+            [str(HERE / "systems.py")],
+            self.settings.file(f"{slug(name)}.log"),
+            limit=self.limit,
+            others=self._held,
         )
-    Console(width=100).print(table)
-    c = report["compile"]
-    print(
-        f"compile: {c['seconds']:.1f} s with {c['calls']} calls, "
-        f"{c['float_forwards_seconds']:.1f} s of float forwards; own overhead "
-        f"{c['own_overhead_seconds']:.1f} s (cold cache, first step included)\n"
-        f"peak memory {c['peak_memory_gib']:.2f} GiB = {c['peak_memory_over_fp32_weights']:.2f}x "
-        f"the fp32 weights ({report['fp32_weights_gib']:.2f} GiB)\n"
-        f"served by the one compile: {report['served_shapes']}"
+
+    def _held(self, but: Worker | None = None) -> int:
+        return sum(worker.resident for worker in self._alive.values() if worker is not but)
+
+    def _close(self) -> None:
+        for worker in self._alive.values():
+            worker.close()
+        self._alive = {}
+
+    @contextmanager
+    def _reporting(self, name: str) -> Iterator[None]:
+        """What cannot be measured becomes a row that says why."""
+        try:
+            yield
+        except NotMeasured as error:
+            note(f"{name}: not measured: {error}")
+            self._rows[name] = {"system": name, "not_measured": str(error)}
+
+
+def note(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(report: Report) -> None:
+    """The table, and the profiles if there are any."""
+    show_table(
+        f"{report['arch']} {report['sample_shape']}, {report['machine']['threads']} threads",
+        (
+            "system", "s / step", "min - max", "x bf16", "first", "resident", "peak", "of steps",
+            "L2 error",
+        ),
+        [_cells(row) for row in report["systems"]],
+    )  # fmt: skip
+    print("seconds, GiB, relative L2 error to fp32 eager; columns: see --help")
+    for row in report["systems"]:
+        if "not_measured" in row:
+            print(f"{row['system']}: not measured: {row['not_measured']}")
+    for row in report["systems"]:
+        if "profile" in row:
+            _show_profile(row["system"], row["profile"])
+
+
+def _cells(row: Report) -> tuple[str, ...]:
+    if "not_measured" in row:
+        return (row["system"], "not measured", *[""] * 7)
+    t, ratio = row["seconds"], row.get("speedup_over_bf16_eager")
+    return (
+        row["system"],
+        f"{t['median']:.3f}",
+        f"{t['min']:.3f} - {t['max']:.3f}",
+        f"{ratio:.2f}" if ratio else "",
+        f"{row['first_step_seconds']:.2f}",
+        *(f"{row[k] / GIB:.2f}" for k in ("resident_bytes", "peak_bytes", "steps_peak_bytes")),
+        f"{row['relative_l2_to_fp32']:.4f}" if "relative_l2_to_fp32" in row else "",
     )
+
+
+def _show_profile(name: str, rows: list[Row], most: int = 15) -> None:
+    total = sum(seconds for *_, seconds in rows) or 1.0
+    show_table(
+        f"{name}: time by kind of operator",
+        ("kind", "calls", "s", "share"),
+        [
+            (kind[:60], str(calls), f"{seconds:.4f}", f"{100 * seconds / total:.1f} %")
+            for kind, calls, seconds in rows[:most]
+        ],
+    )
+
+
+def chart(report: Report, path: Path) -> None:
+    """Seconds with their range, and memory, of every system that was measured."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in reversed(report["systems"]) if "seconds" in row]
+    names = [row["system"] for row in rows]
+    colours = ["C1" if name.startswith("fxquant") else "C0" for name in names]
+    figure = Figure(figsize=(9, 0.4 * len(rows) + 1.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    seconds = [row["seconds"]["median"] for row in rows]
+    low = [row["seconds"]["median"] - row["seconds"]["min"] for row in rows]
+    high = [row["seconds"]["max"] - row["seconds"]["median"] for row in rows]
+    bars = left.barh(names, seconds, xerr=[low, high], color=colours, capsize=2)
+    left.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
+    left.set_xlabel("seconds a step: median and range")
+    bars = right.barh(names, [row["peak_bytes"] / GIB for row in rows], color=colours)
+    right.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    right.set_xlabel("peak memory from loading on, GiB")
+    for axes in (left, right):
+        axes.margins(x=0.15)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.suptitle(f"{report['arch']} {report['sample_shape']}, {report['machine']['cpu']}")
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from common import (
+    ARCHES,
+    arguments,
+    ask_process,
+    build,
+    example,
+    folder_or_temporary,
+    keep,
+    machine,
+    reset_peak,
+    resident,
+    run,
+    timed,
+    write_json,
+)
 
-HERE = Path(__file__).parent
 STEPS = 3
 BOUNDS = {
     "size_w8a8_over_fp32": 0.262,
@@ -38,11 +49,11 @@ BOUNDS = {
 
 def main() -> None:
     """Run the processes, report; exits with 1 if a bound is missed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = arguments(__doc__)
+    parser.add_argument("--arch", choices=[*ARCHES, "digits"], default="sd14")
+    parser.add_argument(
+        "--folder", type=Path, help="keep the saved models here, and reuse what is there"
     )
-    parser.add_argument("--arch", choices=["sd14", "sdxl", "ddpm", "ldm", "digits"], default="sd14")
-    parser.add_argument("--folder", help="keep the saved models here, and reuse what is there")
     parser.add_argument("--worker", choices=[*WORKERS], help=argparse.SUPPRESS)
     parser.add_argument("--saved", help=argparse.SUPPRESS)
     parser.add_argument("--recipe", help=argparse.SUPPRESS)
@@ -50,12 +61,10 @@ def main() -> None:
     if options.worker:
         print(json.dumps(WORKERS[options.worker](options)))
         return
-    with tempfile.TemporaryDirectory(prefix="fxquant-load-") as temporary:
-        report = measured(options.arch, Path(options.folder or temporary))
+    with folder_or_temporary(options.folder) as folder:
+        report = measured(options.arch, folder)
     show(report)
-    path = HERE / "results" / f"load_{options.arch}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"wrote {path.relative_to(HERE.parent)}")
+    keep(f"load_{options.arch}", report)
     sys.exit(0 if all(report["within_bounds"].values()) else 1)
 
 
@@ -66,7 +75,7 @@ def measured(arch: str, folder: Path) -> dict[str, Any]:
         place = folder / f"{arch}-{recipe}"
         if not (place / "save.json").exists():
             result = process("save", arch, place, recipe)
-            (place / "save.json").write_text(json.dumps(result))
+            write_json(place / "save.json", result)
         saved[recipe] = json.loads((place / "save.json").read_text())
     place = folder / f"{arch}-w8a8-fast"
     process("load", arch, place)
@@ -93,27 +102,18 @@ def measured(arch: str, folder: Path) -> dict[str, Any]:
 
 def process(worker: str, arch: str, saved: Path, recipe: str = "") -> dict[str, Any]:
     """What a worker found out."""
-    command = [sys.executable, __file__, "--worker", worker, "--arch", arch, "--saved", str(saved)]
-    done = subprocess.run(
-        [*command, "--recipe", recipe], check=True, stdout=subprocess.PIPE, text=True
-    )
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    chosen = ("--worker", worker, "--arch", arch, "--saved", saved, "--recipe", recipe)
+    return dict(ask_process(__file__, *chosen))
 
 
 def save(options: argparse.Namespace) -> dict[str, Any]:
     """Compile with one calibration call and save."""
-    import torch
-    from cpu_unet import build
-
     import fxquant
-    from fxquant.calibration.example import example_call
 
-    torch.manual_seed(0)
     unet = build(options.arch)
     # A search of clipping ranges takes minutes and changes no size.
     recipe = fxquant.Recipe.parse(options.recipe).with_(weight_observer="absmax")
-    qunet = fxquant.compile(unet, [example_call(unet, batch=1)], recipe, progress=False)
+    qunet = fxquant.compile(unet, [example(unet, 1, None, seed=0)], recipe, progress=False)
     _, seconds = timed(lambda: qunet.save_pretrained(options.saved))
     files = {f.name: f.stat().st_size for f in Path(options.saved).iterdir()}
     return {
@@ -128,18 +128,15 @@ def save(options: argparse.Namespace) -> dict[str, Any]:
 def load(options: argparse.Namespace) -> dict[str, Any]:
     """Load and run, in a process that did nothing before."""
     _, imports = timed(_import_everything)
-    from cpu_unet import machine
-
     import fxquant
-    from fxquant.calibration.example import example_call
 
     others = os.getloadavg()[0]
     processor = time.process_time()
     qunet, seconds = timed(lambda: fxquant.load(options.saved))
     processor = time.process_time() - processor
     loaded = resident()
-    call = example_call(qunet, batch=2)
-    steps = [timed(lambda: step(qunet, call))[1] for _ in range(STEPS)]
+    call = example(qunet, 2, None, seed=0)
+    steps = [timed(lambda: run(qunet, call))[1] for _ in range(STEPS)]
     return {
         "machine": machine(),
         "import_seconds": imports,
@@ -156,14 +153,10 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
 
 def eager(options: argparse.Namespace) -> dict[str, Any]:
     """The float32 model; its peak while it runs, not while it is built."""
-    from cpu_unet import build
-
-    from fxquant.calibration.example import example_call
-
     unet = build(options.arch)
-    call = example_call(unet, batch=2)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
-    steps = [timed(lambda: step(unet, call))[1] for _ in range(STEPS)]
+    call = example(unet, 2, None, seed=0)
+    reset_peak()
+    steps = [timed(lambda: run(unet, call))[1] for _ in range(STEPS)]
     return {
         "sample_shape": list(call["sample"].shape),
         "step_seconds": steps,
@@ -177,27 +170,6 @@ WORKERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "load": load,
     "eager": eager,
 }
-
-
-def step(model: Any, call: dict[str, Any]) -> Any:
-    """One UNet call."""
-    import torch
-
-    with torch.no_grad():
-        return model(**call, return_dict=False)[0]
-
-
-def resident(what: str = "VmRSS") -> int:
-    """Bytes of this process in memory, or the most there ever were (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(f"{what}:"))
-
-
-def timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """(result, wall seconds)."""
-    started = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - started
 
 
 def _import_everything() -> None:

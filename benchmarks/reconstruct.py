@@ -8,8 +8,10 @@ their values. On a CPU every unit takes a few iterations on a few samples; the w
 extrapolated from these, caching by the number of samples, training by the number of iterations. On
 a GPU it runs in full.
 
-Memory: one process holds no cached activation in memory (a budget of a byte), one holds a budget
-that it fills. What the second adds to the peak is what the budget must bound.
+Memory: two processes that differ in the budget of cached activations alone, a quarter of it and
+all of it. What the second adds to the peak of the first while they reconstruct is what the budget
+must bound; it is divided by the difference of the budgets. Both caches must fill theirs for that to
+say something, so give it enough samples; how full they were is reported beside it.
 
 Prints a table and writes benchmarks/results/reconstruct_ARCH_DEVICE.json.
 """
@@ -18,81 +20,79 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from common import (
+    ARCHES,
+    GIB,
+    RESULTS,
+    arguments,
+    ask_process,
+    command_line,
+    example,
+    keep,
+    machine,
+    reset_peak,
+    resident,
+    show_table,
+    unet_of,
+)
 
-HERE = Path(__file__).parent
-CONFIGS = HERE.parent / "tests" / "configs"
-ARCHES = {"sd14": "sd14", "sdxl": "sdxl_base", "ddpm": "ddpm_cifar10_32", "ldm": "ldm_celebahq_256"}
 TASKS = {"sd14": "sd", "sdxl": "sd", "ddpm": "cifar", "ldm": "bedroom"}
+SMALL = 0.25  # the smaller budget, of the whole
+FULL = 0.7  # of a budget, used at once: less says nothing about what the budget bounds
 
 
 def main() -> None:
     """Both processes, the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--arch", choices=[*ARCHES], default="sd14")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", type=int, help="of the latents; the configuration's by default")
-    parser.add_argument("--samples", type=int, default=4, help="rows on a CPU")
+    parser.add_argument("--samples", type=int, default=16, help="rows on a CPU")
     parser.add_argument("--iters", type=int, default=3, help="of each unit on a CPU")
-    parser.add_argument("--budget", type=float, default=0.4, help="GiB of cached activations")
+    parser.add_argument("--budget", type=float, default=1.0, help="GiB of cached activations")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
         print(json.dumps(worker(options)))
         return
-    held = measured(options, options.budget)
-    empty = measured(options, 0.0)
-    report = {
+    small, big = (measured(options, share * options.budget) for share in (SMALL, 1.0))
+    report = big | {
         "arch": options.arch,
         "device": options.device,
-        "recipe": held["recipe"],
-        "rows": held["rows"],
-        "by_kind": held["by_kind"],
-        "units": held["units"],
-        "seconds": held["seconds"],
-        "whole_recipe_hours": held["whole_recipe_hours"],
-        "extrapolated": held["extrapolated"],
-        "budget_gib": options.budget,
-        "cached_gib": held["cached_gib"],
-        "peak_gib": {"empty": empty["peak_gib"], "held": held["peak_gib"]},
-        "added_over_budget": (held["peak_gib"] - empty["peak_gib"]) / options.budget,
-        "machine": held["machine"],
+        "command": command_line(),
+        "memory": {"small": small["memory"], "big": big["memory"]},
+        "added_over_budget": added_over_budget(small["memory"], big["memory"]),
     }
     show(report)
-    name = f"reconstruct_{options.arch}_{options.device.partition(':')[0]}.json"
-    (HERE / "results" / name).write_text(json.dumps(report, indent=1) + "\n")
+    keep(f"reconstruct_{options.arch}_{options.device.partition(':')[0]}", report, options.results)
+
+
+def added_over_budget(small: dict[str, float], big: dict[str, float]) -> float | None:
+    """What a larger budget adds to the peak, over the difference; None if not filled."""
+    if any(m["cached_gib"] < FULL * m["budget_gib"] for m in (small, big)):
+        return None
+    return (big["peak_gib"] - small["peak_gib"]) / (big["budget_gib"] - small["budget_gib"])
 
 
 def measured(options: argparse.Namespace, budget: float) -> dict[str, Any]:
     """A process of its own."""
-    command = [sys.executable, __file__, "--arch", options.arch, "--device", options.device]
-    command += ["--samples", str(options.samples), "--iters", str(options.iters)]
-    command += ["--worker", str(budget)]
-    command += ["--size", str(options.size)] if options.size else []
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    command = ["--arch", options.arch, "--device", options.device, "--samples", options.samples]
+    command += ["--iters", options.iters, "--worker", budget]
+    command += ["--size", options.size] if options.size else []
+    return dict(ask_process(__file__, *command))
 
 
 def worker(options: argparse.Namespace) -> dict[str, Any]:
     """Fake-quantise, reconstruct, say what it took."""
-    import diffusers
     import torch
 
     from fxquant.calibration.calls import read_calls
-    from fxquant.calibration.example import example_call
     from fxquant.compiler import fake_quantise
     from fxquant.graph.options import Options
     from fxquant.presets import TASKS as PUBLISHED
@@ -109,25 +109,24 @@ def worker(options: argparse.Namespace) -> dict[str, Any]:
     rows = settings.samples * (2 if task == "sd" else 1)  # guided: two rows a sample
     whole = options.device != "cpu"
     count = rows if whole else options.samples
-    config = json.loads((CONFIGS / f"{ARCHES[options.arch]}.json").read_text())
     with torch.device(options.device):
-        unet = getattr(diffusers, config["_class_name"]).from_config(config).eval()
+        unet = unet_of(options.arch).eval()
     batch = settings.batch
-    sides = {"size": options.size} if options.size else {}
-    calls = [example_call(unet, batch=batch, seed=k, **sides) for k in range(-(-count // batch))]
+    calls = [example(unet, batch, options.size, seed=k) for k in range(-(-count // batch))]
     signature, flat = read_calls(calls, unet)
     quantised = fake_quantise(unet, signature, flat[:1], Options(recipe))
     tensors = tuple(torch.cat([c[k] for c in flat])[:count] for k in range(len(flat[0])))
     samples = Samples(tensors, torch.zeros(count, dtype=torch.int64))
     short = recipe if whole else recipe.with_(reconstruction={"iters": options.iters})
     assert short.reconstruction is not None
+    reset_peak()  # of capturing and calibrating
     started = time.perf_counter()
     result = reconstruct(
         quantised.graph,
         quantised.table,
         samples,
         short.reconstruction,
-        memory_budget=max(1, int(options.worker * 2**30)),
+        memory_budget=int(options.worker * GIB),
         show=True,
     )
     seconds = time.perf_counter() - started
@@ -148,50 +147,48 @@ def worker(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": {"measured": seconds, "training": training, "caching_all_rows": caching},
         "whole_recipe_hours": total / 3600,
         "extrapolated": not whole,
-        "cached_gib": result.cached_bytes / 2**30,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "machine": machine(torch, diffusers, options.device),
+        "memory": {
+            "budget_gib": options.worker,
+            "cached_gib": result.cached_bytes / GIB,
+            "peak_gib": resident("VmHWM") / GIB,
+        },
+        "machine": {**machine(), "gpu": gpu(options.device)},
     }
 
 
-def machine(torch: Any, diffusers: Any, device: str) -> dict[str, Any]:
-    """Where and with what this ran."""
-    info = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((x for x in info if x.startswith("model name")), "")
-    gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
-    return {
-        "cpu": model.partition(":")[2].strip(),
-        "gpu": gpu,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
+def gpu(device: str) -> str | None:
+    """Its name, if there is one."""
+    import torch
+
+    return torch.cuda.get_device_name() if device.startswith("cuda") else None
 
 
 def show(report: dict[str, Any]) -> None:
     """The table."""
-    from rich.console import Console
-    from rich.table import Table
-
     settings = report["recipe"]["reconstruction"]
-    table = Table(
-        title=f"{report['arch']} on {report['device']}, batch {settings['batch']}, "
-        f"{report['rows']} rows"
+    show_table(
+        f"{report['arch']} on {report['device']}, batch {settings['batch']}, {report['rows']} rows",
+        ("unit kind", "units", "s / iteration, mean"),
+        [
+            (kind, str(found["units"]), f"{found['seconds_per_iteration']:.3f}")
+            for kind, found in report["by_kind"].items()
+        ],
     )
-    for header in ("unit kind", "units", "s / iteration, mean"):
-        table.add_column(header, justify="left" if header == "unit kind" else "right")
-    for kind, found in report["by_kind"].items():
-        table.add_row(kind, str(found["units"]), f"{found['seconds_per_iteration']:.3f}")
-    Console(width=100).print(table)
     how = "extrapolated" if report["extrapolated"] else "measured"
-    peak = report["peak_gib"]
     print(
         f"the whole recipe ({settings['samples']} samples, {settings['iters']} iterations a unit): "
-        f"{report['whole_recipe_hours']:.2f} h, {how}\n"
-        f"peak memory {peak['empty']:.2f} GiB with nothing cached in memory, {peak['held']:.2f} "
-        f"GiB with a budget of {report['budget_gib']:.2f} GiB ({report['cached_gib']:.2f} GiB of "
-        f"it used at once): {report['added_over_budget']:.2f}x the budget added"
+        f"{report['whole_recipe_hours']:.2f} h, {how}"
+    )
+    for memory in report["memory"].values():
+        print(
+            f"peak memory {memory['peak_gib']:.2f} GiB with a budget of {memory['budget_gib']:.2f} "
+            f"GiB ({memory['cached_gib']:.2f} GiB of it used at once)"
+        )
+    added = report["added_over_budget"]
+    print(
+        "a cache was not filled: more --samples"
+        if added is None
+        else f"added {added:.2f}x the budget"
     )
 
 

@@ -6,14 +6,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
 
+def run(script: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "benchmarks" / script, *options]
+    return subprocess.run(command, check=True, capture_output=True, text=True)
+
+
 def test_the_ablation_runs_resumes_and_reports(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "ablation.py"), "--quick"]
-    command += ["--work", str(tmp_path)]
-    first = subprocess.run(command, check=True, capture_output=True, text=True)
+    command = ("ablation.py", "--quick", "--work", tmp_path)
+    first = run(*command)
     assert first.stderr.count("seed 0") == 3
     cells = sorted((tmp_path / "quick").glob("*.json"))
     assert len(cells) == 3
@@ -23,7 +30,66 @@ def test_the_ablation_runs_resumes_and_reports(tmp_path: Path) -> None:
         assert 5 < cell["psnr"] < 60
         assert cell["peak_gib"] > 0.1
     cells[0].unlink()
-    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    again = run(*command)
     assert again.stderr.count("seed 0") == 1, "finished cells ran again"
     rows = [line for line in again.stdout.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + 3
+
+
+def test_cpu_unet_measures_what_is_installed_and_says_what_is_not(tmp_path: Path) -> None:
+    names = ["bf16 eager", "OpenVINO int8", "ONNX Runtime int8", "fxquant W8A8"]
+    options = ["--arch", "digits", "--rounds", "2", "--calls", "1", "--results", tmp_path]
+    shown = run("cpu_unet.py", *options, "--profile", "--systems", *names).stdout
+    report = json.loads((tmp_path / "cpu_unet_digits.json").read_text())
+    rows = {row["system"]: row for row in report["systems"]}
+    assert list(rows) == ["fp32 eager", *names]
+    measured = {name: row for name, row in rows.items() if "not_measured" not in row}
+    assert {"fp32 eager", "bf16 eager", "fxquant W8A8"} <= set(measured)
+    for name in names:
+        assert name in measured or "not installed" in rows[name]["not_measured"], rows[name]
+        assert name in shown
+    for name, row in measured.items():
+        check_row(row)
+        assert (row["relative_l2_to_fp32"] == 0) == (name == "fp32 eager")
+    assert rows["fxquant W8A8"]["relative_l2_to_fp32"] < 0.1
+    assert any(kind.startswith("fxquant.") for kind, *_ in rows["fxquant W8A8"]["profile"])
+    assert (tmp_path / "cpu_unet_digits.png").stat().st_size > 1000
+
+
+def check_row(row: dict[str, Any]) -> None:
+    seconds = row["seconds"]
+    assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
+    assert len(row["rounds_seconds"]) == 2
+    assert row["first_step_seconds"] > 0
+    assert row["relative_l2_to_fp32"] < 0.5
+    for key in ("peak_bytes", "steps_peak_bytes"):
+        assert 2**24 < row[key] < 2**32
+    assert row["resident_bytes"] <= row["steps_peak_bytes"]
+    assert sum(t for *_, t in row["profile"]) > 0
+
+
+@pytest.mark.slow
+def test_systems_that_do_not_fit_together_are_measured_in_groups(tmp_path: Path) -> None:
+    options = ["--arch", "digits", "--rounds", "1", "--calls", "1", "--results", tmp_path]
+    run("cpu_unet.py", *options, "--memory", "1.2", "--systems", "bf16 eager", "fxquant W8A8")
+    report = json.loads((tmp_path / "cpu_unet_digits.json").read_text())
+    rows = {row["system"]: row for row in report["systems"]}
+    assert sorted(row["group"] for row in rows.values()) == [0, 0, 1]
+    assert all(row["speedup_over_bf16_eager"] > 0 for row in rows.values())
+
+
+def test_a_system_that_takes_too_much_memory_says_so(tmp_path: Path) -> None:
+    options = ["--arch", "digits", "--rounds", "1", "--calls", "1", "--results", tmp_path]
+    run("cpu_unet.py", *options, "--memory", "0.1", "--systems", "fp32 eager")
+    report = json.loads((tmp_path / "cpu_unet_digits.json").read_text())
+    assert "needs more than" in report["systems"][0]["not_measured"]
+
+
+def test_scaling_runs_and_reports(tmp_path: Path) -> None:
+    run("scaling.py", "--quick", "--results", tmp_path)
+    report = json.loads((tmp_path / "scaling_digits.json").read_text())
+    assert [point["batch"] for point in report["points"]] == [2, 4]
+    for point in report["points"]:
+        assert [row["system"] for row in point["systems"]] == ["bf16 eager", "fxquant W8A8"]
+        assert all(row["seconds"]["median"] > 0 for row in point["systems"])
+    assert (tmp_path / "scaling_digits.png").stat().st_size > 1000
