@@ -21,6 +21,7 @@ from fxquant.reconstruction.settings import Reconstruction
 
 BITS = {"w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4)}
 _DTYPES = ("auto", "float32", "bfloat16")
+ATTENTION = ("float", "int8")
 GRANULARITIES = ("channel", "tensor")
 
 # conv_in and conv_out have 3-9 channels on one side; the embeddings run on one row per image.
@@ -90,6 +91,7 @@ class Recipe:
         timestep_groups: rows of the activation table.
         split_shortcut: give h and skip of a residual block's 1x1 shortcut a range each.
         keep_float: patterns of layers that stay float, as in Override.
+        attention: "float", or "int8" for 8-bit q, k, v and weights in attention's two products.
         compute_dtype: of float parts in the lowered model: "auto", "float32" or "bfloat16".
         overrides: applied in order, later ones win. A pattern of an override, or of keep_float
             unless it is a default, that matches no layer of the model is an error.
@@ -107,6 +109,7 @@ class Recipe:
     timestep_groups: int = 1
     split_shortcut: bool = False
     keep_float: tuple[str, ...] = KEEP_FLOAT
+    attention: str = "float"
     compute_dtype: str = "auto"
     overrides: tuple[Override, ...] = ()
     reconstruction: Reconstruction | None = None
@@ -115,6 +118,7 @@ class Recipe:
         _one_of("method", self.method, METHODS)
         _one_of("effort", self.effort, EFFORTS)
         _one_of("weight_observer", self.weight_observer, ("absmax", "pnorm"))
+        _one_of("attention", self.attention, ATTENTION)
         _one_of("compute_dtype", self.compute_dtype, _DTYPES)
         check_observer(str(self.activation_observer))
         for name in ("weight_bits", "activation_bits"):

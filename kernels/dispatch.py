@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from fxquant.kernels import layout, reference
+from fxquant.kernels import reference, sdpa
 from fxquant.kernels.config import Config, Kernel, TensorInfo
-from fxquant.kernels.x86 import onednn, producers
+from fxquant.kernels.x86 import attention, gemm, onednn, producers
 
 __all__ = ["BACKENDS", "KERNELS", "Choice", "Config", "Kernel", "TensorInfo", "choose", "run"]
 
@@ -72,10 +71,6 @@ def _always(config: Config) -> None:
     return None
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    return layout.heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
-
-
 def _fused(op: str) -> Kernel:
     return Kernel("fused", op, "x86", producers.why_not, getattr(producers, op))
 
@@ -87,11 +82,15 @@ def _reference(op: str) -> Kernel:
 KERNELS: dict[str, tuple[Kernel, ...]] = {
     "quantize": (_fused("quantize"), _reference("quantize")),
     "linear": (
+        Kernel("gemm", "linear", "x86", gemm.why_not, gemm.linear),
+        Kernel("gemm_int4", "linear", "x86", gemm.why_not_int4, gemm.linear),
         Kernel("onednn", "linear", "x86", onednn.why_not, onednn.linear),
         Kernel("onednn_int4", "linear", "x86", onednn.why_not_int4, onednn.linear),
         _reference("linear"),
     ),
     "conv2d": (
+        Kernel("gemm", "conv2d", "x86", gemm.why_not, gemm.conv2d),
+        Kernel("gemm_int4", "conv2d", "x86", gemm.why_not_int4, gemm.conv2d),
         Kernel("onednn", "conv2d", "x86", onednn.why_not, onednn.conv2d),
         Kernel("onednn_int4", "conv2d", "x86", onednn.why_not_int4, onednn.conv2d),
         _reference("conv2d"),
@@ -105,6 +104,10 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
     "cat_quantize": (_fused("cat_quantize"), _reference("cat_quantize")),
     "upsample_quantize": (_fused("upsample_quantize"), _reference("upsample_quantize")),
     "add_quantize": (_fused("add_quantize"), _reference("add_quantize")),
-    "attention": (Kernel("sdpa", "attention", "aten", _always, _sdpa), _reference("attention")),
+    "attention": (
+        Kernel("fused", "attention", "x86", attention.why_not, attention.attention),
+        Kernel("sdpa", "attention", "aten", sdpa.why_not, sdpa.attention),
+        _reference("attention"),
+    ),
 }
 _RUN = {(op, kernel.name): kernel.run for op, kernels in KERNELS.items() for kernel in kernels}

@@ -1,8 +1,8 @@
 """What the machine can do, as a value: kernel choice is a function of it.
 
 Tests and goldens choose for `Machine.named`, programs for `detect`. ``FXQUANT_CPU`` hides
-features of the real CPU: ``generic``, ``avx2``, ``avx512`` or ``vnni``, each including the ones
-before it.
+features of the real CPU: ``generic``, ``avx2``, ``avx2_vnni``, ``avx512`` or ``vnni`` (AVX512 with
+VNNI and bfloat16).
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ from fxquant.kernels import jit
 
 logger = logging.getLogger(__name__)
 
-_AVX2 = frozenset({"avx2", "fma", "f16c"})
-_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-_VNNI = _AVX512 | {"avx512_vnni", "avx_vnni"}
-_LEVELS = {"generic": frozenset[str](), "avx2": _AVX2, "avx512": _AVX512, "vnni": _VNNI}
+AVX2 = frozenset({"avx2", "fma", "f16c"})
+AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_VNNI = AVX512 | {"avx512_vnni", "avx_vnni"}
+LEVELS = {
+    "generic": frozenset[str](),
+    "avx2": AVX2,
+    "avx2_vnni": AVX2 | {"avx_vnni"},
+    "avx512": AVX512,
+    "vnni": _VNNI | {"avx512_bf16"},
+}
 _ARCHES = {"amd64": "x86_64", "aarch64": "arm64"}
 
 
@@ -56,8 +62,8 @@ class Machine:
 
 PRESETS = {
     "x86-vnni": Machine("x86_64", _VNNI, "c++"),
-    "x86-avx512": Machine("x86_64", _AVX512, "c++"),
-    "x86-avx2": Machine("x86_64", _AVX2, "c++"),
+    "x86-avx512": Machine("x86_64", AVX512, "c++"),
+    "x86-avx2": Machine("x86_64", AVX2, "c++"),
     "x86-generic": Machine("x86_64", frozenset(), "c++"),
     "x86-vnni-no-compiler": Machine("x86_64", _VNNI),
     "arm64": Machine("arm64", frozenset(), "c++"),
@@ -96,16 +102,16 @@ def cpu_features() -> frozenset[str]:
             if name.strip() in ("flags", "Features"):
                 return frozenset(value.split())
     capability = torch.backends.cpu.get_cpu_capability().lower()
-    return _LEVELS.get(capability, frozenset())
+    return LEVELS.get(capability, frozenset())
 
 
 def mask(features: frozenset[str], level: str | None) -> frozenset[str]:
     """The features that ``level`` (a value of ``FXQUANT_CPU``, or None for all) leaves."""
     if level is None:
         return features
-    if level not in _LEVELS:
-        raise SettingError(f"FXQUANT_CPU={level!r} is not one of {', '.join(_LEVELS)}")
-    return features & _LEVELS[level]
+    if level not in LEVELS:
+        raise SettingError(f"FXQUANT_CPU={level!r} is not one of {', '.join(LEVELS)}")
+    return features & LEVELS[level]
 
 
 def _compute_capability() -> str | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxquant.kernels import dispatch, layout
+from fxquant.kernels.reference import GATED
 
 SCHEMAS = {
     "quantize": (
@@ -57,7 +58,9 @@ SCHEMAS = {
         "-> Tensor"
     ),
     "attention": (
-        "(Tensor q, Tensor k, Tensor v, Tensor? mask, float? scale, str kernel) -> Tensor"
+        "(Tensor q, Tensor k, Tensor v, Tensor row, int q_index, int k_index, int v_index, "
+        "Tensor? mask, float? scale, int out_index, int out_bits, ScalarType out_dtype, "
+        "str kernel) -> Tensor"
     ),
 }
 
@@ -69,8 +72,9 @@ def _fake_quantize(
 
 
 def _fake_linear(x: Tensor, row: Tensor, x_index: int, weight: Tensor, *rest: Any) -> Tensor:
-    out_dtype = rest[-2]
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out_dtype)
+    out_dtype, activation = rest[-2], rest[-6]
+    columns = weight.shape[0] // (2 if activation in GATED else 1)
+    return x.new_empty((*x.shape[:-1], columns), dtype=out_dtype)
 
 
 def _fake_conv2d(
@@ -136,10 +140,8 @@ def _fake_add(
     return layout.empty_image(a.shape, dtype, a.device)
 
 
-def _fake_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, kernel: str
-) -> Tensor:
-    return layout.empty_heads((*q.shape[:-1], v.shape[-1]), q.dtype, q.device)
+def _fake_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    return layout.empty_heads((*q.shape[:-1], v.shape[-1]), rest[-2], q.device)
 
 
 _FAKES: dict[str, Callable[..., Tensor]] = {

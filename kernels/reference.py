@@ -18,6 +18,9 @@ from torch import Tensor
 from fxquant.kernels import layout
 from fxquant.kernels.int4 import unpacked
 
+GATED = {"geglu": "gelu", "geglu_tanh": "gelu_tanh"}
+"""Activations of a linear that multiply half of its outputs by the activated other half."""
+
 
 def quantize(
     x: Tensor, row: Tensor, index: int, bits: int, activation: str, dtype: torch.dtype
@@ -40,11 +43,19 @@ def linear(
     out_bits: int,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """Integers ``[..., K]`` -> ``activation(x @ weight.T + bias) + residual``, ``[..., N]``."""
+    """Integers ``[..., K]`` -> ``activation(x @ weight.T + bias) + residual``, ``[..., N]``.
+
+    ``geglu`` and ``geglu_tanh`` give half as many outputs, and take no residual.
+    """
     sums = accumulate_linear(x, row, x_index, weight, weight_bits)
     y = sums.float() * (row[x_index, 0] * weight_scale)
     if bias is not None:
         y = y + bias.float()
+    if activation in GATED:
+        if residual is not None:
+            raise ValueError(f"{activation} takes no residual")
+        value, gate = y.chunk(2, dim=-1)
+        y, activation = value * _activated(gate, GATED[activation]), "none"
     return finish(y, activation, residual, row, out_index, out_bits, out_dtype).contiguous()
 
 
@@ -150,17 +161,34 @@ def add_quantize(
     return quantize(a.float() + b.float(), row, index, bits, "none", dtype)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row: Tensor,
+    q_index: int,
+    k_index: int,
+    v_index: int,
+    mask: Tensor | None,
+    scale: float | None,
+    out_index: int,
+    out_bits: int,
+    out_dtype: torch.dtype,
+) -> Tensor:
     """``softmax(q @ k.T * scale + mask) @ v`` in float32; ``[B, heads, tokens, d]``.
 
-    A boolean mask marks what takes part; a float mask is added. ``scale`` is d^-0.5 if None.
+    An operand whose index is not negative is integers. A boolean mask marks what takes part, a
+    float mask is added; a query that has nothing to look at gets zeros. ``scale`` is d^-0.5 if
+    None.
     """
-    scores = q.float() @ k.float().mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    q, k, v = (_real(x, row, index) for x, index in ((q, q_index), (k, k_index), (v, v_index)))
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, float("-inf"))
     elif mask is not None:
         scores = scores + mask.float()
-    return layout.heads((scores.softmax(-1) @ v.float()).to(q.dtype))
+    weights = scores.softmax(-1).masked_fill(scores.amax(-1, keepdim=True) == float("-inf"), 0.0)
+    return layout.heads(_quantized_or_cast(weights @ v, row, out_index, out_bits, out_dtype))
 
 
 def accumulate_linear(
@@ -212,6 +240,11 @@ def _centered(x: Tensor, row: Tensor, index: int) -> Tensor:
     """q - zero_point in float64, from either storage."""
     shift = 128 if x.dtype == torch.uint8 else 0
     return x.double() - (row[index, 1].double() + shift)
+
+
+def _real(x: Tensor, row: Tensor, index: int) -> Tensor:
+    """Float32 of a tensor that is integers unless ``index`` is negative."""
+    return x.float() if index < 0 else _centered(x, row, index).float() * row[index, 0]
 
 
 def _quantized(y: Tensor, row: Tensor, index: int, bits: int, dtype: torch.dtype) -> Tensor:

@@ -42,7 +42,11 @@ LOWER = (
     Step(integer_layers, "lowered", "real integers first: all fusions match fxquant operators"),
     Step(fuse_epilogues, "lowered", "before producers: an add taken by a layer is none of theirs"),
     Step(fuse_producers, "lowered", "norms and activations write integers"),
-    Step(fuse_requantize, "lowered", "what is still quantised after a layer is the layer's output"),
+    Step(
+        fuse_requantize,
+        "lowered",
+        "what is still quantised after a product is the product's output",
+    ),
 )
 BIND = (
     Step(set_compute_dtype, "lowered", "when it is settled what stays float"),

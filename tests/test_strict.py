@@ -85,7 +85,7 @@ def test_a_recipe_file_is_a_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # two processes compile the digits model
-def test_hiding_the_cpu_changes_kernels_and_reasons_but_hardly_the_image(tmp_path: Path) -> None:
+def test_hiding_the_cpu_hardly_changes_the_image(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     calls = [
         {
@@ -99,11 +99,10 @@ def test_hiding_the_cpu_changes_kernels_and_reasons_but_hardly_the_image(tmp_pat
     full, generic = (_compiled_with(level, tmp_path) for level in (None, "generic"))
     with torch.no_grad():
         wanted = assets.load_digits_unet()(**calls[0], return_dict=False)[0]
-    assert "no VNNI" in " ".join(generic[2])
-    assert generic[1]["conv2d reference"] > 0
     if c.FULL_SPEED:
-        assert generic[1]["conv2d reference"] == full[1]["conv2d onednn"]
+        assert generic[1]["conv2d gemm"] == full[1]["conv2d gemm"] > 0
         assert not full[2]
+        assert not generic[2]
     errors = [relative_error(image, wanted) for image, *_ in (full, generic)]
     assert max(errors) < 0.05
     assert max(errors) < 1.5 * min(errors)

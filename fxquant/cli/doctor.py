@@ -74,10 +74,11 @@ def would_use(here: machine.Machine) -> list[dict[str, Any]]:
 
 def _ordinary(op: str, weight_bits: int, here: machine.Machine) -> Config:
     layer = op in ("linear", "conv2d")
-    first = {"cat_quantize": "xs", "add_quantize": "a", "attention": "q"}.get(op, "x")
-    dtype = torch.uint8 if layer else torch.float32
-    tensors = {first: TensorInfo(dtype, (None, 64, None, None))}
-    options = {"weight_bits": weight_bits, "groups": 1, "dtype": torch.uint8}
+    names = {"cat_quantize": ("xs",), "add_quantize": ("a", "b"), "attention": ("q", "k", "v")}
+    info = TensorInfo(torch.uint8 if layer else torch.float32, (None, 64, None, None))
+    tensors = dict.fromkeys(names.get(op, ("x",)), info)
+    options = {"weight_bits": weight_bits, "groups": 1, "activation": "none"}
+    options |= {"dtype": torch.uint8, "out_dtype": torch.float32}
     return Config(op, tensors, options, here)
 
 

@@ -14,13 +14,17 @@ from typing import Any
 from fxquant.cli.output import mib, show_json, show_table
 from fxquant.kernels import jit
 from fxquant.kernels.jit import Build
-from fxquant.kernels.x86 import producers
+from fxquant.kernels.x86 import attention, gemm, producers
 
 EXAMPLE = "fxquant kernels build"
 NO_CUDA = "CUDA kernels do not exist yet; the CPU kernels serve."
 
 # Every C++ file below kernels/, and what loads its library, compiling it if need be.
-LIBRARIES: dict[str, Callable[[], object]] = {"x86/producers.cpp": producers.library}
+LIBRARIES: dict[str, Callable[[], object]] = {
+    "x86/attention.cpp": attention.library,
+    "x86/gemm.cpp": gemm.library,
+    "x86/producers.cpp": producers.library,
+}
 _ACTIONS = {
     "list": "what the cache holds",
     "build": "compile every C++ kernel for this machine",

@@ -16,6 +16,7 @@ from fxquant.graph.explain import MOVES, precision
 from fxquant.graph.interpret import Watched
 from fxquant.graph.lowered import LAYERS, arguments, ops
 from fxquant.graph.nodes import CONV2D, LINEAR, aten
+from fxquant.kernels.reference import GATED
 from fxquant.quant.fake_quant import fake_quantize_weight
 
 Sizes = Mapping[Node, tuple[int, ...]]
@@ -97,7 +98,8 @@ def _numbers(node: Node, source: Node) -> int:
 def macs(node: Node, shapes: Sizes) -> int:
     """Multiply-accumulates of a node's matrix products; 0 for what has none."""
     if node.target in LAYERS:
-        return prod(shapes[node]) * _reach(node, shapes[arguments(node)["x"]])
+        halves = 2 if arguments(node)["activation"] in GATED else 1
+        return prod(shapes[node]) * halves * _reach(node, shapes[arguments(node)["x"]])
     inputs = [shapes.get(a, ()) for a in node.args if isinstance(a, Node)]
     if node.target in (CONV2D, LINEAR):
         return prod(shapes[node]) * prod(inputs[1][1:])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
 
-from fxquant.graph.lowered import LAYERS, arguments, source_of
+from fxquant.graph.lowered import arguments, source_of
 from fxquant.graph.nodes import attribute, is_symbolic
 
 _INTEGERS = (torch.int8, torch.uint8)
@@ -101,10 +101,10 @@ class _Expected:
 
 def _quantiser(node: Node) -> int:
     """Index of the quantiser whose integers this node holds, up through layout operators."""
-    while node.target not in LAYERS and "index" not in _argument_names(node):
+    while not {"index", "out_index"} & _argument_names(node):
         node = next(i for i in _tensor_inputs(node))
     found = arguments(node)
-    return int(found["out_index"] if node.target in LAYERS else found["index"])
+    return int(found["out_index"] if "out_index" in found else found["index"])
 
 
 def _argument_names(node: Node) -> set[str]:

@@ -24,7 +24,7 @@ class KindTime:
     """One kind of operator in one step.
 
     Attributes:
-        kind: "fxquant.conv2d onednn", "aten.add", or "sizes" for shape arithmetic.
+        kind: "fxquant.conv2d gemm", "aten.add", or "sizes" for shape arithmetic.
         calls: number of nodes.
         seconds: median over the rounds of the sum over the nodes.
     """

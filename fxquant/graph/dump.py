@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.nodes import is_symbolic, note
+from fxquant.graph.edges import quantised_edges
+from fxquant.graph.nodes import is_layer, is_symbolic, note
 from fxquant.quant.spec import QuantSpec
 
 _DTYPES = {
@@ -118,7 +119,9 @@ def _arguments(node: Node, symbols: dict[str, str]) -> Iterator[str]:
     if str(node.target).startswith("fxquant."):
         yield from _fxquant_arguments(node, quant, symbols)
         return
-    specs = {0: quant.get("input"), 1: quant.get("weight")}
+    specs = {e.position: e.spec for e in quantised_edges(node)}
+    if is_layer(node):
+        specs[1] = quant.get("weight")
     for position, value in enumerate(node.args):
         spec = specs.get(position)
         yield _argument(value, symbols) + (f":{QuantSpec.from_json(spec)}" if spec else "")
@@ -130,11 +133,12 @@ def _arguments(node: Node, symbols: dict[str, str]) -> Iterator[str]:
 def _fxquant_arguments(node: Node, quant: dict[str, Any], symbols: dict[str, str]) -> Iterator[str]:
     """Operands in place, everything else by name; what is absent or neutral is left out."""
     values = dict(zip(_schema(node), node.args, strict=True))
-    specs = {"x": quant.get("input"), "weight": quant.get("weight")}
+    specs = {"x": quant.get("input"), **{name: quant.get(name) for name in ("weight", *"qkv")}}
     hidden = {"weight_scale"} | {
         name for name, value in values.items() if value in (None, "none", "")
     }
     hidden |= {name for name in ("stride", "dilation") if values.get(name) == [1, 1]}
+    hidden |= {name for name in ("q_index", "k_index", "v_index") if values.get(name) == -1}
     hidden |= {"groups"} if "stride" in values and values["groups"] == 1 else set()
     for index, bits in (("index", "bits"), ("out_index", "out_bits")):
         if values.get(index, 0) == -1:

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxquant.errors import FallbackError
 from fxquant.graph.dump import line, records
-from fxquant.graph.lowered import LAYERS, arguments, is_op
+from fxquant.graph.lowered import LAYERS, arguments, is_op, ops
 from fxquant.graph.nodes import LAYOUT, aten, is_layer, is_symbolic, module_path, note
 from fxquant.graph.options import Options
 from fxquant.kernels.dispatch import KERNELS, Choice, Config, TensorInfo, choose
@@ -61,8 +62,9 @@ class Explanation:
         op: "fxquant.conv2d", "aten.silu".
         module: path of the module it came from.
         text: the node in dump syntax.
-        precision: "w8a8" of integer layers, "to a8" of what writes integers, a dtype such as
-            "bfloat16" of what computes in float, "moves elements" of what computes nothing.
+        precision: "w8a8" of integer layers, "a8" of attention in integers, "to a8" of what writes
+            integers, a dtype such as "bfloat16" of what computes in float, "moves elements" of
+            what computes nothing.
         kernel: of an fxquant operator, else None.
         considered: every kernel of the operator, best first: "taken", or why it was not.
         reason: why the node is no integer operator; None for fxquant operators.
@@ -137,11 +139,18 @@ def precision(node: Node) -> str:
         return _bits(node)
     if is_layer(node) and "weight" in (note(node, "quant") or {}):
         return f"{_bits(node)} simulated"
+    if node.target is ops.attention.default:
+        found = arguments(node)
+        return "a8" if found["q_index"] >= 0 else _name(found["q"].meta["val"].dtype)
     if is_op(node) and arguments(node).get("index", -1) >= 0:
         return f"to a{arguments(node)['bits']}"
     if node.op != "call_function" or is_symbolic(node) or node.target in _MOVING:
         return MOVES
-    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else MOVES
+    return _name(value.dtype) if isinstance(value, Tensor) else MOVES
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _bits(layer: Node) -> str:

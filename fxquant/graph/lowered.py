@@ -12,6 +12,7 @@ from fxquant.graph.nodes import call, note, write_note
 
 ops = torch.ops.fxquant
 LAYERS = (ops.linear.default, ops.conv2d.default)
+PRODUCTS = (*LAYERS, ops.attention.default)  # what may write integers after multiplying
 
 
 def is_op(node: Any) -> bool:

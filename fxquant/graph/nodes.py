@@ -3,7 +3,8 @@
 fxquant's own metadata are *notes* under `node.meta["custom"]["fxquant"]`, plain JSON-able values:
     stack          [[module path, class name], ...], outside in (written by capture)
     timestep_only  True where nothing but the timestep is read (mark_timestep_only)
-    quant          {"input": spec, "weight": spec} or {"float": reason} on layers (annotate)
+    quant          {"input": spec, "weight": spec} or {"float": reason} on layers, {"q": spec, "k":
+                   spec, "v": spec} on attention (annotate)
     unit           [module path, class name] of the reconstruction unit (group_units)
     source         name of the fake-quant node whose value a lowered node computes (lower)
 Notes are rebound, never edited in place: clones of a graph share them.
@@ -24,6 +25,7 @@ from torch.fx.node import map_arg
 aten = torch.ops.aten
 
 CONV2D, LINEAR = aten.conv2d.default, aten.linear.default
+SDPA = aten.scaled_dot_product_attention.default
 # Operators that move or drop elements but never change or add one: a per-tensor quantiser
 # commutes with them.
 LAYOUT = frozenset(
@@ -67,6 +69,14 @@ def module_path(node: Node) -> str:
 def is_layer(node: Node) -> bool:
     """Is it a conv2d or linear call?"""
     return node.op == "call_function" and node.target in (CONV2D, LINEAR)
+
+
+def is_attention(node: Node) -> bool:
+    """Is it attention as denoisers use it: without dropout, causal mask or grouped heads?"""
+    if node.op != "call_function" or node.target is not SDPA:
+        return False
+    dropout, causal = argument(node, 4, "dropout_p", 0.0), argument(node, 5, "is_causal", False)
+    return not (dropout or causal or node.kwargs.get("enable_gqa"))
 
 
 def calls(gm: GraphModule, *targets: Any) -> Iterator[Node]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.edges import edge_source
+from fxquant.graph.edges import Edge, edge_source, edges, quantised_edges
 from fxquant.graph.nodes import aten, is_layer, note
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
 
@@ -39,37 +39,35 @@ def layers_are_decided(gm: GraphModule) -> Iterator[str]:
 
 
 def specs_are_not_dangling(gm: GraphModule) -> Iterator[str]:
-    """Only layers carry specs, and quantiser indices are 0..n-1."""
-    seen = set()
+    """Only layers and attention carry specs, and quantiser indices are 0..n-1."""
+    seen: set[int] = set()
     for node in gm.graph.nodes:
-        quant = note(node, "quant")
-        if quant and not is_layer(node):
-            yield f"%{node.name} carries a spec but is no layer"
-        if quant and "input" in quant:
-            seen.add(quant["input"]["index"])
+        if note(node, "quant") and not edges(node):
+            yield f"%{node.name} carries a spec but is no layer and no attention"
+        seen |= {edge.spec["index"] for edge in quantised_edges(node) if edge.spec}
     if seen and seen != set(range(len(seen))):
         yield f"quantiser indices have gaps: {sorted(seen)}"
 
 
 def edges_are_observed(gm: GraphModule) -> Iterator[str]:
-    """Every annotated layer reads its input through an observer."""
-    for node in filter(is_layer, gm.graph.nodes):
-        quant = note(node, "quant") or {}
-        if "input" in quant and quantiser_of(node, _is_observer) is None:
-            yield f"%{node.name} is annotated but reads no observer"
+    """Every annotated edge comes from an observer."""
+    for node in gm.graph.nodes:
+        for edge in quantised_edges(node):
+            if quantiser_of(edge, _is_observer) is None:
+                yield f"%{node.name} is annotated but reads {_said(edge)} from no observer"
 
 
 def edges_are_fake_quantised(gm: GraphModule) -> Iterator[str]:
-    """Observers are gone; annotated layers read fake-quantised input and weight."""
+    """Observers are gone; annotated edges are fake-quantised, and the layers' weights."""
     for node in gm.graph.nodes:
         if _is_observer(node):
             yield f"%{node.name} is still an observer"
-        quant = note(node, "quant") or {}
-        if is_layer(node) and "input" in quant:
-            if quantiser_of(node, lambda n: n.target is fake_quantize) is None:
-                yield f"%{node.name} reads an input that is not fake-quantised"
-            if node.args[1].target is not fake_quantize_weight:
-                yield f"%{node.name} reads a weight that is not fake-quantised"
+        found = quantised_edges(node)
+        for edge in found:
+            if quantiser_of(edge, lambda n: n.target is fake_quantize) is None:
+                yield f"%{node.name} reads {_said(edge)} that is not fake-quantised"
+        if found and is_layer(node) and node.args[1].target is not fake_quantize_weight:
+            yield f"%{node.name} reads a weight that is not fake-quantised"
 
 
 def units_are_convex(gm: GraphModule) -> Iterator[str]:
@@ -106,10 +104,14 @@ def violations(gm: GraphModule, stage: str) -> list[str]:
     return [problem for check in STAGES[stage] for problem in check(gm)]
 
 
-def quantiser_of(layer: Node, wanted: Callable[[Node], bool]) -> Node | None:
-    """The observer or fake-quant node a layer's input comes from, through layout operators."""
-    source = edge_source(layer)
+def quantiser_of(edge: Edge, wanted: Callable[[Node], bool]) -> Node | None:
+    """The observer or fake-quant node an edge comes from, through layout operators."""
+    source = edge_source(edge)
     return source if wanted(source) else None
+
+
+def _said(edge: Edge) -> str:
+    return "an input" if edge.name == "input" else f"a {edge.name}"
 
 
 def _is_observer(node: Node) -> bool:

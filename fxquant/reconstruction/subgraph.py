@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from fxquant.graph.edges import edge_source, layout_chain
+from fxquant.graph.edges import Edge, edge_source, layout_chain
 from fxquant.graph.nodes import is_layer, is_symbolic, module_path, note
 from fxquant.graph.segment import before
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
@@ -112,10 +112,11 @@ def _layers(gm: GraphModule) -> dict[tuple[str, str], list[Node]]:
     """Each quantised layer with the quantiser and the layout operators it reads through."""
     found: dict[tuple[str, str], list[Node]] = {}
     for layer in filter(is_layer, gm.graph.nodes):
-        source, weight = edge_source(layer), layer.args[1]
+        edge = Edge(layer, "input")
+        source, weight = edge_source(edge), layer.args[1]
         if source.target is fake_quantize and isinstance(weight, Node):
             kind = note(layer, "stack")[-1][1]
-            members = [source, *layout_chain(layer), weight, layer]
+            members = [source, *layout_chain(edge), weight, layer]
             found.setdefault((module_path(layer), kind), []).extend(members)
     return found
 

@@ -33,6 +33,7 @@ from fxquant.runtime.fields import Field, parse
 from fxquant.runtime.folder import MANIFEST, Written
 from fxquant.runtime.manifest import Origin
 from fxquant.runtime.tensors import MappedTensors, stream
+from fxquant.runtime.upgrade import upgraded
 from fxquant.runtime.vocabulary import DTYPES
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def read(folder: str | Path) -> Artifact:
     folder = Path(folder)
     with folders.reading(folder):
         manifest = _read_manifest(folder)
-        document = _read_graph(folder, manifest["graph"])
+        document = upgraded(_read_graph(folder, manifest["graph"]), manifest["format"].value)
         with ThreadPoolExecutor(1) as other:  # hashing leaves Python to us
             mapped = other.submit(_map_model, folder, manifest["model"])
             blueprint = Blueprint(document)

@@ -16,10 +16,12 @@ from torch.fx import Node
 from fxquant.errors import ArtifactError
 from fxquant.graph.lowered import is_op
 from fxquant.graph.nodes import note
+from fxquant.kernels.reference import GATED
 from fxquant.runtime import vocabulary
 
 _INTEGERS = (torch.int8, torch.uint8)
-_ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh")
+_ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh", *GATED)
+_OPTIONAL = ("q_index", "k_index", "v_index", "out_index")
 _FLOAT_OUTPUT = ("linear", "conv2d", "group_norm_silu_quantize", "layer_norm_quantize")
 _LARGEST = 1 << 16  # of strides, paddings and the like
 
@@ -77,9 +79,9 @@ class Call:
         _SPECIFIC.get(self.op, _no_more)(self)
 
     def _check_quantisers(self) -> None:
-        for name in ("x_index", "index", "out_index"):
+        for name in ("x_index", "q_index", "k_index", "v_index", "index", "out_index"):
             if name in self.arguments:
-                optional = name == "out_index" or (name == "index" and self.op in _FLOAT_OUTPUT)
+                optional = name in _OPTIONAL or (name == "index" and self.op in _FLOAT_OUTPUT)
                 self.integer(name, -1 if optional else 0, self.rows - 1)
         for name in ("bits", "out_bits", "weight_bits"):
             if name in self.arguments:
@@ -132,11 +134,16 @@ def _linear(call: Call) -> None:
     x = call.tensor("x", integers=True)
     _require(x.ndim >= 2, "x has fewer than two dimensions")
     outputs = _check_weight(call, (x.shape[-1],))
+    if call.arguments["activation"] in GATED:
+        _require(outputs % 2 == 0, "the weight has no halves")
+        _require(call.arguments["residual"] is None, "a GEGLU takes no residual")
+        outputs //= 2
     _check_end(call, (*x.shape[:-1], outputs))
 
 
 def _conv2d(call: Call) -> None:
     x = call.tensor("x", integers=True, ranks=(4,))
+    _require(call.arguments["activation"] not in GATED, "a convolution has no GEGLU")
     groups = call.integer("groups", 1, _LARGEST)
     window = call.integers("kernel_size", 2, 1)
     stride, dilation = call.integers("stride", 2, 1), call.integers("dilation", 2, 1)
@@ -236,8 +243,11 @@ def _add(call: Call) -> None:
 
 
 def _attention(call: Call) -> None:
-    q, k, v = (call.tensor(name, ranks=(4,)) for name in "qkv")
+    integers = call.arguments["q_index"] >= 0
+    q, k, v = (call.tensor(name, integers, ranks=(4,)) for name in "qkv")
     _require(q.dtype == k.dtype == v.dtype, "mixes dtypes")
+    for name in ("k_index", "v_index"):
+        _require((call.arguments[name] >= 0) == integers, "mixes floats and integers")
     _require(_same(q.shape[:2], k.shape[:2]), "q and k differ in batch or heads")
     _require(_same(k.shape[:3], v.shape[:3]), "k and v differ in batch, heads or tokens")
     _require(_same(q.shape[3:], k.shape[3:]), "q and k differ in width")

@@ -361,8 +361,8 @@ def _pair(field: Field) -> list[str]:
 
 
 def _quant(field: Field) -> dict[str, Any]:
-    """{"input": spec, "weight": spec} or {"float": reason}."""
-    notes = field.record((), ("input", "weight", "float"))
+    """{"input": spec, "weight": spec}, {"q": spec, "k": spec, "v": spec} or {"float": reason}."""
+    notes = field.record((), ("input", "weight", "q", "k", "v", "float"))
     found: dict[str, Any] = {k: _spec(f) for k, f in notes.items() if k != "float"}
     return found | ({"float": notes["float"].text()} if "float" in notes else {})
 

@@ -14,9 +14,9 @@ from torch.fx import GraphModule, Node
 
 from fxquant.graph.lowered import LAYERS, arguments, ops
 from fxquant.graph.nodes import attribute
-from fxquant.kernels.x86 import onednn
+from fxquant.kernels.x86 import gemm, onednn
 
-_ONEDNN = ("onednn", "onednn_int4")
+_PACKING = {"gemm": gemm, "gemm_int4": gemm, "onednn": onednn, "onednn_int4": onednn}
 
 
 def pack_weights(bound: GraphModule, release: Callable[[str], None]) -> None:
@@ -26,7 +26,7 @@ def pack_weights(bound: GraphModule, release: Callable[[str], None]) -> None:
         release: called with the target of each weight that was packed.
     """
     for node in bound.graph.nodes:
-        if node.op == "call_function" and node.target in LAYERS and node.args[-1] in _ONEDNN:
+        if node.op == "call_function" and node.target in LAYERS and node.args[-1] in _PACKING:
             given = arguments(node)
             target = str(given["weight"].target)
             _pack(node, given, attribute(bound, target))
@@ -34,8 +34,9 @@ def pack_weights(bound: GraphModule, release: Callable[[str], None]) -> None:
 
 
 def _pack(node: Node, given: dict[str, Any], weight: Tensor) -> None:
+    kernels, bits = _PACKING[given["kernel"]], given["weight_bits"]
     shape = given["x"].meta["val"].shape
     if node.target is ops.conv2d.default:
-        onednn.prepare_conv2d(weight, given["weight_bits"], int(shape[1]), given["kernel_size"])
+        kernels.prepare_conv2d(weight, bits, int(shape[1]), given["kernel_size"])
     else:
-        onednn.prepare_linear(weight, given["weight_bits"], int(shape[-1]))
+        kernels.prepare_linear(weight, bits, int(shape[-1]), given["activation"])

@@ -104,4 +104,12 @@ struct ToBfloat16 {
   }
 };
 
+// put(at + i, f(i)) for i in [0, size). By value, `put` and `f` too: a byte that is written through
+// a reference could alias them, and the loop would not vectorise.
+template <class Out, class F>
+inline void fill(Out put, int64_t at, int64_t size, F f) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) put(at + i, f(i));
+}
+
 }  // namespace

@@ -60,14 +60,16 @@ def _why_not(config: Config) -> str | None:
     return None
 
 
-def prepare_linear(weight: Tensor, weight_bits: int, in_features: int) -> Packed:
-    """Pack a linear's weight now instead of at its first use."""
+def prepare_linear(
+    weight: Tensor, weight_bits: int, in_features: int, activation: str = "none"
+) -> Packed:
+    """Pack a linear's weight now instead of at its first use, in one way for any activation."""
 
     def make() -> Packed:
         natural = unpacked(weight, weight_bits, (weight.shape[0], in_features))
         return Packed(_onednn.qlinear_prepack(natural, None), _zeros(natural))
 
-    return packed(weight, make)
+    return packed(weight, make, "onednn")
 
 
 def prepare_conv2d(
@@ -83,7 +85,7 @@ def prepare_conv2d(
         weights = _onednn.qconv_prepack(natural, ones, 1.0, 0, [1, 1], [0, 0], [1, 1], 1, None)
         return Packed(weights, _zeros(natural))
 
-    return packed(weight, make)
+    return packed(weight, make, "onednn")
 
 
 def linear(
@@ -101,20 +103,24 @@ def linear(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """As `reference.linear`, on uint8 ``x``."""
+    if activation in reference.GATED:
+        inputs = (x, row, x_index, weight, weight_scale, bias, weight_bits)
+        y = linear(*inputs, "none", None, -1, 8, torch.float32)
+        return _gated(y, activation, row, out_index, out_bits, out_dtype)
     pack = prepare_linear(weight, weight_bits, x.shape[-1])
     scale, zero_point = _step(row, x_index)
     out = _Output(row, out_index, out_bits, out_dtype, ends_fused=residual is None)
-    inputs = (x.contiguous(), scale, zero_point, pack.weight, weight_scale, pack.zero_points)
+    operands = (x.contiguous(), scale, zero_point, pack.weight, weight_scale, pack.sums)
     bias = None if bias is None else bias.float()
     end = (out.scale, out.zero_point, out.dtype)
     if residual is not None and activation == "none":
         residual = residual.contiguous()
         y = _onednn.qlinear_pointwise.binary(
-            *inputs, residual, bias, *end, 1.0, 0, "add", 1.0, "none", [], ""
+            *operands, residual, bias, *end, 1.0, 0, "add", 1.0, "none", [], ""
         )
         return out.finished(y)
     post, algorithm = _LINEAR_POST[activation]
-    y = _onednn.qlinear_pointwise(*inputs, bias, *end, post, [], algorithm)
+    y = _onednn.qlinear_pointwise(*operands, bias, *end, post, [], algorithm)
     return out.finished(y if residual is None else y.add_(residual))
 
 
@@ -146,7 +152,7 @@ def conv2d(
     fused = activation in _CONV_POST and channel_add is None
     out = _Output(row, out_index, out_bits, out_dtype, ends_fused=fused and residual is None)
     y = _onednn.qconv2d_pointwise(
-        x, scale, zero_point, pack.weight, weight_scale, pack.zero_points, bias,
+        x, scale, zero_point, pack.weight, weight_scale, pack.sums, bias,
         list(stride), symmetric, list(dilation), groups, out.scale, out.zero_point,
         torch.float32 if out.dtype == torch.float16 else out.dtype,  # it has no f16 output
         _CONV_POST[activation] if fused else "none", [], None,
@@ -222,6 +228,20 @@ def _activated(y: Tensor, activation: str) -> Tensor:
     if activation == "none":
         return y
     return F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def _gated(
+    y: Tensor, activation: str, row: Tensor, index: int, bits: int, dtype: torch.dtype
+) -> Tensor:
+    """The first half of float32 ``y`` times the activated second half."""
+    gate = reference.GATED[activation]
+    if index < 0:
+        value, other = y.chunk(2, dim=-1)
+        return (value * _activated(other, gate)).to(dtype)
+    ends = producers if jit.find_compiler() else reference
+    return ends.geglu_quantize(
+        y, row, index, bits, "tanh" if gate == "gelu_tanh" else "none", dtype
+    )
 
 
 def _zeros(natural: Tensor) -> Tensor:

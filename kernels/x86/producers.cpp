@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "numbers.h"
+#include "parallel.h"
 
 namespace {
 
@@ -59,20 +60,12 @@ void with_activation(int activation, F f) {
 // f(i) for every i, on `threads` threads unless the `work` (in elements) is small.
 template <class F>
 void parallel(int64_t tasks, int64_t work, int threads, F f) {
-  if (work < kSerialBelow) threads = 1;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < tasks; ++i) f(i);
+  share(tasks, work < kSerialBelow ? 1 : threads, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) f(i);
+  });
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// put(at + i, f(i)) for i in [0, size). By value, `put` and `f` too: a byte that is written through
-// a reference could alias them, and the loop would not vectorise.
-template <class Out, class F>
-inline void fill(Out put, int64_t at, int64_t size, F f) {
-#pragma omp simd
-  for (int64_t i = 0; i < size; ++i) put(at + i, f(i));
-}
 
 // ---- group norm ------------------------------------------------------------------------------
 

@@ -9,23 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fxquant.kernels import jit, layout, machine
+from fxquant.kernels import layout
 from fxquant.kernels.config import Config
+from fxquant.kernels.x86 import build
 
 _ABI_VERSION = 1
-_SOURCE = Path(__file__).with_name("producers.cpp")
-# No -ffast-math: it would turn the division by a scale into a product and drop NaN handling.
-_FLAGS = (
-    "-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
-)  # fmt: skip
-_MARCH = {"generic": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4", "vnni": "x86-64-v4"}
 _IN = {torch.float32: 0, torch.bfloat16: 1}
 _OUT = _IN | {torch.uint8: 2, torch.int8: 3}
 _ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
@@ -70,7 +63,7 @@ def quantize(
     x = _in_order(x)
     library().fxquant_quantize(
         x.data_ptr(), _type(x), 1, x.numel(), out.data_ptr(), _OUT[dtype], 0,
-        _step(row, index), bits, _ACTIVATIONS[activation], torch.get_num_threads(),
+        build.step(row, index), bits, _ACTIVATIONS[activation], torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -97,7 +90,7 @@ def group_norm_silu_quantize(
     library().fxquant_group_norm(
         x.data_ptr(), _type(x), batch, x.numel() // (batch * channels), channels, groups,
         _data(weight), _data(bias), eps, _ACTIVATIONS[activation],
-        out.data_ptr(), _OUT[dtype], _step(row, index), bits, torch.get_num_threads(),
+        out.data_ptr(), _OUT[dtype], build.step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -119,7 +112,7 @@ def layer_norm_quantize(
     weight, bias = _float32(weight), _float32(bias)
     library().fxquant_layer_norm(
         x.data_ptr(), _type(x), x.numel() // width, width, _data(weight), _data(bias), eps,
-        out.data_ptr(), _OUT[dtype], _step(row, index), bits, torch.get_num_threads(),
+        out.data_ptr(), _OUT[dtype], build.step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -134,7 +127,7 @@ def geglu_quantize(
     gelu = _ACTIVATIONS["gelu_tanh" if approximate == "tanh" else "gelu"]
     library().fxquant_geglu(
         x.data_ptr(), _type(x), out.numel() // width, width, out.data_ptr(), _OUT[dtype],
-        _step(row, index), bits, gelu, torch.get_num_threads(),
+        build.step(row, index), bits, gelu, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -159,7 +152,7 @@ def cat_quantize(
         columns = x.numel() // rows
         library().fxquant_quantize(
             x.data_ptr(), _type(x), rows, columns, where, _OUT[dtype], stride,
-            _step(row, index), bits, 0, torch.get_num_threads(),
+            build.step(row, index), bits, 0, torch.get_num_threads(),
         )  # fmt: skip
         where += columns
     return out
@@ -175,7 +168,7 @@ def upsample_quantize(
     x = _in_order(x)
     library().fxquant_upsample(
         x.data_ptr(), _type(x), batch * height, width, channels, factor, out.data_ptr(),
-        _OUT[dtype], _step(row, index), bits, torch.get_num_threads(),
+        _OUT[dtype], build.step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -190,7 +183,7 @@ def add_quantize(
     a, b = _in_order(a), _in_order(b)
     library().fxquant_add(
         a.data_ptr(), _type(a), b.data_ptr(), _type(b), a.numel(), out.data_ptr(), _OUT[dtype],
-        _step(row, index), bits, torch.get_num_threads(),
+        build.step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -198,16 +191,7 @@ def add_quantize(
 @functools.cache
 def library() -> ctypes.CDLL:
     """The compiled producers; compiles them if they are not cached on disk."""
-    level = os.environ.get("FXQUANT_CPU")
-    features = machine.mask(machine.cpu_features(), level)
-    march = "native" if level is None else _MARCH[level]
-    wide = ("-mprefer-vector-width=512",) if "avx512f" in features else ()
-    cpu = " ".join(sorted(features))
-    loaded = jit.load(_SOURCE, (*_FLAGS, f"-march={march}", *wide), _ABI_VERSION, cpu)
-    for name, signature in _SIGNATURES.items():
-        function = getattr(loaded, name)
-        function.argtypes, function.restype = signature, None
-    return loaded
+    return build.library("producers", _SIGNATURES, _ABI_VERSION)
 
 
 def _in_order(x: Tensor) -> Tensor:
@@ -219,15 +203,6 @@ def _type(x: Tensor) -> int:
     if x.dtype not in _IN:
         raise ValueError(f"the fused kernels read float32 and bfloat16, not {x.dtype}")
     return _IN[x.dtype]
-
-
-def _step(row: Tensor, index: int) -> int | None:
-    """The address of the quantiser's scale and zero point; None for a float output."""
-    if index < 0:
-        return None
-    if row.dtype != torch.float32 or not row.is_contiguous() or index >= row.shape[0]:
-        raise ValueError(f"quantiser {index} is not in a contiguous float32 row {row.shape}")
-    return row.data_ptr() + 8 * index
 
 
 def _float32(parameter: Tensor | None) -> Tensor | None:

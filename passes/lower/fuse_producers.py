@@ -35,8 +35,6 @@ def fuse_producers(gm: GraphModule, *, options: Options) -> GraphModule:
     row = next(n for n in gm.graph.nodes if n.op == "placeholder" and n.name == "row")
     for node in calls(gm, aten.group_norm.default, aten.layer_norm.default):
         _lower_float_norm(gm, node, row)
-    for node in calls(gm, aten.scaled_dot_product_attention.default):
-        _lower_attention(gm, node)
     gm.graph.eliminate_dead_code()
     return gm
 
@@ -264,14 +262,3 @@ def _lower_float_norm(gm: GraphModule, norm: Node, row: Node) -> None:
         take_over(gm, user, ops.group_norm_silu_quantize.default, args)
     else:
         take_over(gm, norm, ops.group_norm_silu_quantize.default, args)
-
-
-def _lower_attention(gm: GraphModule, node: Node) -> None:
-    """Attention stays one float operator; dropout and causal masks do not occur in denoisers."""
-    q, k, v = node.args[:3]
-    mask, dropout = argument(node, 3, "attn_mask"), argument(node, 4, "dropout_p", 0.0)
-    if dropout or argument(node, 5, "is_causal", False) or node.kwargs.get("enable_gqa"):
-        return
-    take_over(
-        gm, node, ops.attention.default, (q, k, v, mask, node.kwargs.get("scale"), "reference")
-    )

@@ -1,4 +1,4 @@
-"""Fake-quantised layers become integer layers."""
+"""Fake-quantised layers become integer layers; attention becomes one operator."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.edges import edge_source, layout_chain
-from fxquant.graph.lowered import ops
+from fxquant.graph.edges import Edge, edge_source, edges, layout_chain
+from fxquant.graph.lowered import ops, take_over
 from fxquant.graph.nodes import (
     CONSTANT_PAD,
     CONV2D,
@@ -19,6 +19,7 @@ from fxquant.graph.nodes import (
     attribute,
     call,
     get_attr,
+    is_attention,
     is_layer,
     refresh_after,
     replace,
@@ -35,8 +36,9 @@ from fxquant.quant.uniform import per_channel, quantize, weight_range
 def integer_layers(gm: GraphModule, *, options: Options) -> GraphModule:
     """fake_quantize becomes quantize; conv2d and linear multiply integers. Padding moves inside.
 
-    Layers with more than 8 bits stay simulated: there is no kernel for them. Operators name the
-    reference kernel until select_kernels.
+    Attention multiplies integers where q, k and v are quantised. Layers with more than 8 bits stay
+    simulated: there is no kernel for them. Operators name the reference kernel until
+    select_kernels.
 
         %fq_0: f32[Bx32x8hx8w] = fake_quantize(%silu, %row, 0, 8)
         %conv2d: f32[...] = conv2d(%fq_0, %fq_conv1_weight, conv1.bias, [1, 1], [1, 1])
@@ -45,21 +47,26 @@ def integer_layers(gm: GraphModule, *, options: Options) -> GraphModule:
         %conv2d: f32[...] = fxquant.conv2d(%fq_0, %row, x_index=0, conv1.weight, ...)
     """
     layers = [n for n in gm.graph.nodes if is_layer(n) and _has_kernel(n)]
-    edges = {layer: _edge(layer) for layer in layers}
-    for layer, (_, pad) in edges.items():
+    attention = [n for n in gm.graph.nodes if is_attention(n)]
+    pads = {layer: _pad_before(layer) for layer in layers}
+    for layer, pad in pads.items():
         if pad is not None:
             layer.args = (pad.args[0], *layer.args[1:])
-    roots = dict.fromkeys(root for root, _ in edges.values())
+    sources = {e: edge_source(e) for n in (*layers, *attention) for e in edges(n)}
+    roots = dict.fromkeys(s for s in sources.values() if s.target is fake_quantize)
     quantised = {root: _quantise(gm, root, options.storage_dtype) for root in roots}
-    for layer, (root, pad) in edges.items():
-        _lower(gm, layer, quantised[root], pad)
+    for layer, pad in pads.items():
+        _lower(gm, layer, quantised[sources[Edge(layer, "input")]], pad)
+    row = next(n for n in gm.graph.nodes if n.op == "placeholder" and n.name == "row")
+    for node in attention:
+        _lower_attention(gm, node, row, [quantised.get(sources[e]) for e in edges(node)])
     gm.graph.eliminate_dead_code()
     refresh_after(gm, [n for n in gm.graph.nodes if n.target is ops.quantize.default])
     return gm
 
 
 def _has_kernel(layer: Node) -> bool:
-    root = _edge(layer)[0]
+    root = edge_source(Edge(layer, "input"))
     weight = layer.args[1]
     assert isinstance(weight, Node)
     if root.target is not fake_quantize or weight.target is not fake_quantize_weight:
@@ -68,11 +75,10 @@ def _has_kernel(layer: Node) -> bool:
     return all(isinstance(b, int) and b <= 8 for b in bits)
 
 
-def _edge(layer: Node) -> tuple[Node, Node | None]:
-    """Root of the layer's input and the padding directly before it."""
-    chain = layout_chain(layer)
-    pad = chain[0] if chain and chain[0].target in (PAD, CONSTANT_PAD) else None
-    return edge_source(layer), pad
+def _pad_before(layer: Node) -> Node | None:
+    """The padding directly before a layer."""
+    chain = layout_chain(Edge(layer, "input"))
+    return chain[0] if chain and chain[0].target in (PAD, CONSTANT_PAD) else None
 
 
 def _quantise(gm: GraphModule, root: Node, dtype: torch.dtype) -> Node:
@@ -105,6 +111,16 @@ def _lower(gm: GraphModule, layer: Node, quantised: Node, pad: Node | None) -> N
     write_note(new, source=name)
     replace(layer, new)
     new.name = name
+
+
+def _lower_attention(gm: GraphModule, node: Node, row: Node, quantised: list[Node | None]) -> None:
+    """`quantised`: where q, k and v come from, if that is integers."""
+    indices = [-1 if n is None else n.args[2] for n in quantised]
+    q, k, v = node.args[:3]
+    mask, scale = argument(node, 3, "attn_mask"), node.kwargs.get("scale")
+    dtype = node.meta["val"].dtype
+    args = (q, k, v, row, *indices, mask, scale, -1, 8, dtype, "reference")
+    take_over(gm, node, ops.attention.default, args)
 
 
 def _integer_weight(gm: GraphModule, weight: Node, scale: Node, bits: int) -> str:

@@ -10,8 +10,15 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from fxquant.errors import RecipeError
-from fxquant.graph.edges import edge_root
-from fxquant.graph.nodes import CONSTANTS, argument, is_layer, module_path, write_note
+from fxquant.graph.edges import Edge, edge_root, edges
+from fxquant.graph.nodes import (
+    CONSTANTS,
+    argument,
+    is_attention,
+    is_layer,
+    module_path,
+    write_note,
+)
 from fxquant.graph.options import Options
 from fxquant.quant.spec import QuantSpec
 from fxquant.recipe import KEEP_FLOAT, Override, Recipe, weight_observer_for
@@ -23,7 +30,8 @@ _KERNEL_BITS = 8
 def annotate(gm: GraphModule, *, options: Options) -> GraphModule:
     """Every conv2d and linear gets a spec for its input and weight, or a reason to stay float.
 
-    Layers of one unit that read the same value share a quantiser, numbered in execution order.
+    Attention gets specs for q, k and v where the recipe wants it in int8. Edges of one unit that
+    read the same value share a quantiser, numbered in execution order.
     Raises RecipeError where a pattern of the recipe names no layer.
 
         %conv2d: f32[Bx32x8hx8w] = conv2d(%silu, conv1.weight, conv1.bias, [1, 1], ...)
@@ -35,20 +43,23 @@ def annotate(gm: GraphModule, *, options: Options) -> GraphModule:
     _check_patterns(recipe, layers)
     reasons = {layer: _reason_to_stay_float(layer, recipe) for layer in layers}
     _check_overrides(recipe, reasons)
-    quantised = {n: specs(n, recipe) for n, reason in reasons.items() if reason is None}
-    shares = {n: _sharing(n, *pair) for n, pair in quantised.items()}
+    weights = {n: specs(n, recipe)[1] for n, reason in reasons.items() if reason is None}
+    shares: dict[Edge, tuple[Any, ...]] = {}
+    for node in gm.graph.nodes:
+        for edge in edges(node):
+            if node in weights:
+                shares[edge] = _sharing(node, specs(node, recipe)[0], weights[node].bits)
+            elif is_attention(node) and recipe.attention == "int8":
+                shares[edge] = _sharing(node, _attention_spec(recipe), _KERNEL_BITS)
     indices: dict[tuple[Any, ...], int] = {}
-    for layer, reason in reasons.items():
-        if reason is not None:
-            write_note(layer, quant=reason)
-            continue
-        activation, weight = quantised[layer]
-        root, _ = edge_root(layer, {n for n, key in shares.items() if key == shares[layer]})
-        index = indices.setdefault((root, *shares[layer]), len(indices))
-        write_note(
-            layer,
-            quant={"input": {**activation.to_json(), "index": index}, "weight": weight.to_json()},
-        )
+    notes: dict[Node, dict[str, Any]] = {n: r for n, r in reasons.items() if r is not None}
+    for edge, key in shares.items():
+        root, _ = edge_root(edge, {e for e, other in shares.items() if other == key})
+        index = indices.setdefault((root, *key), len(indices))
+        notes.setdefault(edge.reader, {})[edge.name] = {**key[1].to_json(), "index": index}
+    for node, found in notes.items():
+        weight = {"weight": weights[node].to_json()} if node in weights else {}
+        write_note(node, quant=found | weight)
     return gm
 
 
@@ -70,12 +81,23 @@ def specs(layer: Node, recipe: Recipe) -> tuple[QuantSpec, QuantSpec]:
     return activation, QuantSpec(bits, True, axis, observer)
 
 
-def _sharing(layer: Node, activation: QuantSpec, weight: QuantSpec) -> tuple[Any, ...]:
-    """Layers share the quantiser of a value they all read when this is equal, too.
+def _attention_spec(recipe: Recipe) -> QuantSpec:
+    """Of q, k and v: 8 bits at any bit width of the layers, as EDA-DM quantises these products."""
+    return QuantSpec(
+        _KERNEL_BITS,
+        recipe.activation_symmetric,
+        None,
+        recipe.activation_observer,
+        learned=True,
+    )
+
+
+def _sharing(reader: Node, activation: QuantSpec, weight_bits: int) -> tuple[Any, ...]:
+    """Edges share the quantiser of a value they all read when this is equal, too.
 
     What no kernel can multiply stays simulated, and so does its quantiser.
     """
-    return (unit_of(layer) or [""])[0], activation, weight.bits <= _KERNEL_BITS
+    return (unit_of(reader) or [""])[0], activation, weight_bits <= _KERNEL_BITS
 
 
 def _reason_to_stay_float(layer: Node, recipe: Recipe) -> dict[str, Any] | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.edges import edge_root
-from fxquant.graph.nodes import fake_mode, is_layer, note, refresh, write_note
+from fxquant.graph.edges import Edge, edge_root, quantised_edges
+from fxquant.graph.nodes import fake_mode, refresh, write_note
 from fxquant.graph.options import Options
 from fxquant.graph.stages import OBSERVERS
 from fxquant.quant.observers import ObservedEdge
@@ -27,21 +25,20 @@ def insert_observers(gm: GraphModule, *, options: Options) -> GraphModule:
         %conv2d: f32[Bx32x8hx8w] = conv2d(%observe_0:u8/t, conv1.weight:i8/c0, conv1.bias)
     """
     group = add_group_input(gm)
-    layers = [n for n in gm.graph.nodes if is_layer(n) and "input" in (note(n, "quant") or {})]
-    edges = {layer: note(layer, "quant")["input"] for layer in layers}
-    roots = {
-        layer: edge_root(layer, {n for n in layers if edges[n]["index"] == edge["index"]})
-        for layer, edge in edges.items()
-    }
-    observers: dict[int, Node] = {}
-    for layer, edge in edges.items():
-        root, chain = roots[layer]
-        if edge["index"] not in observers:
-            observers[edge["index"]] = _insert(
-                gm, root, group, layer, edge, options.recipe.timestep_groups
-            )
-        first = chain[-1] if chain else layer
-        first.replace_input_with(root, observers[edge["index"]])
+    by_index: dict[int, list[Edge]] = {}
+    for edge in [e for n in gm.graph.nodes for e in quantised_edges(n)]:
+        assert edge.spec
+        by_index.setdefault(edge.spec["index"], []).append(edge)
+    roots = {e: edge_root(e, shared) for shared in by_index.values() for e in shared}
+    for shared in by_index.values():
+        root = roots[shared[0]][0]
+        observer = _insert(gm, root, group, shared[0], options.recipe.timestep_groups)
+        for edge in shared:
+            chain = roots[edge][1]
+            if chain:
+                chain[-1].replace_input_with(root, observer)
+            else:
+                edge.reader.update_arg(edge.position, observer)
     return gm
 
 
@@ -56,16 +53,16 @@ def add_group_input(gm: GraphModule) -> Node:
     return group
 
 
-def _insert(
-    gm: GraphModule, root: Node, group: Node, layer: Node, edge: dict[str, Any], groups: int
-) -> Node:
-    name = f"{OBSERVERS}.{edge['index']}"
-    gm.add_submodule(name, ObservedEdge(QuantSpec.from_json(edge), groups))
+def _insert(gm: GraphModule, root: Node, group: Node, edge: Edge, groups: int) -> Node:
+    spec = edge.spec
+    assert spec
+    name = f"{OBSERVERS}.{spec['index']}"
+    gm.add_submodule(name, ObservedEdge(QuantSpec.from_json(spec), groups))
     after = root if root.op != "placeholder" else group
     with gm.graph.inserting_after(after):
         node = gm.graph.call_module(name, (root, group))
-    node.name = f"observe_{edge['index']}"
-    node.meta = {"custom": layer.meta["custom"]}
+    node.name = f"observe_{spec['index']}"
+    node.meta = {"custom": edge.reader.meta["custom"]}
     write_note(node, quant=None, timestep_only=None)
     refresh(gm, node)
     return node

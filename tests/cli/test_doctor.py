@@ -89,8 +89,8 @@ def test_a_cache_that_cannot_be_written(
 
 def test_what_would_be_used_depends_on_the_machine() -> None:
     vnni = {row["op"]: row for row in would_use(Machine.named("x86-vnni"))}
-    assert vnni["conv2d, int4 weights"]["kernel"] == "onednn_int4"
+    assert vnni["conv2d, int4 weights"]["kernel"] == "gemm_int4"
     assert not any(row["why_not"] for row in vnni.values())
     arm = {row["op"]: row for row in would_use(Machine.named("arm64"))}
     assert arm["conv2d, int8 weights"]["kernel"] == "reference"
-    assert "runs on x86_64, this is arm64" in arm["conv2d, int8 weights"]["why_not"][0]
+    assert "compiled for x86_64, this is arm64" in arm["conv2d, int8 weights"]["why_not"][0]

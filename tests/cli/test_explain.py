@@ -75,10 +75,10 @@ def test_stable_diffusion_1_is_explained_completely() -> None:
 
 
 def test_tables(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["explain", toy, "--machine", "x86-avx2"]) == 0
+    assert cli.main(["explain", toy, "--machine", "arm64"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("toy, recipe w8a8-fast, backend auto, on x86-avx2\n")
-    assert "onednn: the CPU has no VNNI" in " ".join(out.replace("│", " ").split())
+    assert out.startswith("toy, recipe w8a8-fast, backend auto, on arm64\n")
+    assert "onednn: it runs on x86_64, this is arm64" in " ".join(out.replace("│", " ").split())
     assert "recipe keeps conv_in float" in out
     assert "coverage, multiply-accumulates" in out
     assert "operators fall back to a slower path than planned" in out
@@ -88,7 +88,7 @@ def test_every_node_in_a_row(toy: str, capsys: pytest.CaptureFixture[str]) -> No
     assert cli.main(["explain", toy, "--machine", "x86-vnni", "--nodes"]) == 0
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if "  up_resnet.conv_shortcut  " in line]
-    assert any(re.match(r"w8a8 +%\w+  fxquant.conv2d onednn  ", line) for line in lines)
+    assert any(re.match(r"w8a8 +%\w+  fxquant.conv2d gemm  ", line) for line in lines)
     assert "nothing falls back" in out
 
 
@@ -96,12 +96,14 @@ def test_one_node_shows_every_kernel(toy: str, capsys: pytest.CaptureFixture[str
     assert cli.main(["explain", toy, "downsample", "--machine", "x86-vnni"]) == 0
     out = capsys.readouterr().out.splitlines()
     conv = next(k for k, text in enumerate(out) if "fxquant.conv2d(" in text)
-    assert out[conv + 1 : conv + 6] == [
+    assert out[conv + 1 : conv + 8] == [
         "  module downsample.conv",
         "  precision w8a8, 2,320 parameters, 36,864 multiply-accumulates an image",
-        "  kernel onednn: taken",
-        "  kernel onednn_int4: not needed: onednn comes before it",
-        "  kernel reference: not needed: onednn comes before it",
+        "  kernel gemm: taken",
+        "  kernel gemm_int4: not needed: gemm comes before it",
+        "  kernel onednn: not needed: gemm comes before it",
+        "  kernel onednn_int4: not needed: gemm comes before it",
+        "  kernel reference: not needed: gemm comes before it",
     ]
     assert cli.main(["explain", toy, "%conv2d", "--machine", "x86-vnni"]) == 0
     out = capsys.readouterr().out.splitlines()

@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxquant.graph import stages
+from fxquant.graph.edges import Edge
 from fxquant.graph.nodes import aten, calls, is_layer, note, write_note
 from fxquant.graph.runner import Step, clone
 from fxquant.graph.stages import OBSERVERS, STAGES, quantiser_of, violations
@@ -94,7 +95,12 @@ BREAKS: list[tuple[str, str, Callable[[GraphModule], None], str]] = [
     ("annotate", "annotated", decide_half, "neither a spec nor a reason to stay float"),
     ("annotate", "annotated", put_a_spec_on_a_norm, "%group_norm carries a spec but is no layer"),
     ("annotate", "annotated", leave_a_gap, "quantiser indices have gaps: [1, 2, "),
-    ("insert_observers", "observed", remove_an_observer, "is annotated but reads no observer"),
+    (
+        "insert_observers",
+        "observed",
+        remove_an_observer,
+        "is annotated but reads an input from no observer",
+    ),
     ("insert_observers", "observed", leave_a_gap, "quantiser indices have gaps"),
     ("observers_to_fake_quant", "fake_quantized", put_an_observer_back, "is still an observer"),
     (
@@ -162,8 +168,8 @@ def test_two_units_in_a_row_are_convex_and_a_sandwich_is_not() -> None:
 def test_the_quantiser_of_a_layer_is_found_through_layout_operators() -> None:
     gm = story()["group_units"]
     layer = next(n for n in gm.graph.nodes if n.name == "linear_6")  # to_out, behind a reshape
-    found = quantiser_of(layer, lambda n: n.target is fake_quantize)
+    found = quantiser_of(Edge(layer, "input"), lambda n: n.target is fake_quantize)
     assert layer.args[0].target is not fake_quantize
     assert found is not None
     assert found.name == "fq_6"
-    assert quantiser_of(layer, lambda n: False) is None
+    assert quantiser_of(Edge(layer, "input"), lambda n: False) is None

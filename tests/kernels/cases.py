@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fxquant.kernels import dispatch
 from fxquant.kernels.int4 import pack_int4
+from fxquant.kernels.machine import detect
 
 PRODUCERS = (
     "quantize",
@@ -19,6 +20,14 @@ PRODUCERS = (
     "upsample_quantize",
     "add_quantize",
 )
+
+
+def layer_kernels(bits: int = 8) -> list[str]:
+    """The kernels of linear and conv2d, but for the reference, that can run on this machine."""
+    here = detect()
+    names = ["gemm"] if here.arch == "x86_64" and here.compiler else []
+    names += ["onednn"] if here.arch == "x86_64" and here.has_vnni else []
+    return [f"{name}_int4" for name in names] if bits <= 4 else names
 
 
 def row(*steps: tuple[float, float]) -> Tensor:
@@ -77,6 +86,7 @@ def conv2d_args(
     size: tuple[int, int] = (9, 6),
     kernel: int = 3,
     stride: int = 1,
+    dilation: int = 1,
     padding: tuple[int, int, int, int] = (1, 1, 1, 1),
     groups: int = 1,
     bits: int = 8,
@@ -87,8 +97,9 @@ def conv2d_args(
 ) -> tuple[Any, ...]:
     """Arguments of ``conv2d`` but for the kernel."""
     shape = (n, c // groups, kernel, kernel)
-    height = (size[0] + padding[0] + padding[1] - kernel) // stride + 1
-    width = (size[1] + padding[2] + padding[3] - kernel) // stride + 1
+    reach = dilation * (kernel - 1) + 1
+    height = (size[0] + padding[0] + padding[1] - reach) // stride + 1
+    width = (size[1] + padding[2] + padding[3] - reach) // stride + 1
     return (
         integers(batch, c, *size, seed=2, dtype=torch.uint8),
         row(),
@@ -100,7 +111,7 @@ def conv2d_args(
         [kernel, kernel],
         [stride, stride],
         list(padding),
-        [1, 1],
+        [dilation, dilation],
         groups,
         channel_add,
         activation,
@@ -149,10 +160,15 @@ def examples(op: str, dtype: torch.dtype = torch.float32) -> list[tuple[Any, ...
         "upsample_quantize": [(image, row(), 0, 8, 2, u8)],
         "add_quantize": [(image, floats(2, 12, 5, 3, seed=9), row(), 0, 8, u8)],
         "attention": [
-            (floats(2, 3, 5, 8), floats(2, 3, 6, 8, seed=1), floats(2, 3, 6, 8, seed=2), None, 0.2),
-            (floats(2, 3, 5, 8), floats(2, 3, 6, 8), floats(2, 3, 6, 8), floats(1, 1, 5, 6), None),
+            _attention(None, 0.2),
+            _attention(floats(1, 1, 5, 6), None),
         ],
     }[op]
+
+
+def _attention(mask: Tensor | None, scale: float | None) -> tuple[Any, ...]:
+    q, k, v = (floats(2, 3, tokens, 8, seed=tokens) for tokens in (5, 6, 6))
+    return q, k, v, row(), -1, -1, -1, mask, scale, -1, 8, q.dtype
 
 
 def call(op: str, kernel: str, *args: Any) -> Tensor:

@@ -10,17 +10,18 @@ import torch
 
 from fxquant.kernels import ops, reference
 from fxquant.kernels.dispatch import BACKENDS, KERNELS, Config, TensorInfo, choose, run
-from fxquant.kernels.machine import PRESETS, Machine
+from fxquant.kernels.machine import LEVELS, PRESETS, Machine
 from tests.kernels import cases
 
 VNNI = Machine.named("x86-vnni")
+AMX = Machine("x86_64", LEVELS["vnni"] | {"amx_int8"}, "c++")
 
 
 def layer(
     op: str = "linear", machine: Machine = VNNI, device: str = "cpu", **options: Any
 ) -> Config:
     dtype = options.pop("x", torch.uint8)
-    known = {"weight_bits": 8, "groups": 1, "out_dtype": torch.float32}
+    known = {"weight_bits": 8, "groups": 1, "activation": "none", "out_dtype": torch.float32}
     tensors = {"x": TensorInfo(dtype, (None, 64, None, None))}
     return Config(op, tensors, known | options, machine, device)
 
@@ -32,8 +33,17 @@ def producer(op: str = "quantize", machine: Machine = VNNI, **options: Any) -> C
     return Config(op, tensors, {"dtype": torch.uint8} | options, machine)
 
 
+def attention(
+    dtype: torch.dtype = torch.bfloat16,
+    out: torch.dtype = torch.bfloat16,
+    machine: Machine = VNNI,
+) -> Config:
+    tensors = {name: TensorInfo(dtype, (None, 8, None, 40)) for name in "qkv"}
+    return Config("attention", tensors, {"out_dtype": out}, machine)
+
+
 def test_the_best_kernel_needs_no_reasons() -> None:
-    for config, kernel in ((layer(), "onednn"), (producer(), "fused")):
+    for config, kernel in ((layer(), "gemm"), (producer(), "fused"), (attention(), "fused")):
         choice = choose(config)
         assert (choice.kernel, choice.reasons) == (kernel, ())
 
@@ -41,8 +51,12 @@ def test_the_best_kernel_needs_no_reasons() -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (layer(machine=Machine.named("x86-avx512")), "no VNNI"),
-        (layer(machine=Machine.named("arm64")), "runs on x86_64, this is arm64"),
+        (layer(machine=Machine.named("x86-vnni-no-compiler")), "no C++ compiler"),
+        (layer(machine=Machine.named("arm64")), "compiled for x86_64, this is arm64"),
+        (layer(out_dtype=torch.float16), "does not write torch.float16"),
+        (layer(machine=AMX), "has AMX, which oneDNN uses"),
+        (attention(machine=Machine.named("x86-vnni-no-compiler")), "no C++ compiler"),
+        (attention(torch.float16), "uint8, all of one dtype, not torch.float16"),
         (layer(device="cuda"), "the tensors are on cuda"),
         (layer(weight_bits=4), "5 to 8 bits, not 4"),
         (layer(x=torch.int8), "uint8, not torch.int8"),
@@ -62,21 +76,41 @@ def test_the_best_kernel_says_why_not(config: Config, sentence: str) -> None:
     assert choice.kernel != choice.reasons[0][0]
 
 
+def test_onednn_needs_vnni() -> None:
+    config = layer(machine=Machine("x86_64", LEVELS["avx512"]))
+    choice = choose(config)
+    assert "no VNNI" in dict(choice.reasons)["onednn"]
+    assert choice.kernel == "reference"
+
+
+def test_torch_attends_to_floats_that_stay_what_they_are() -> None:
+    none = Machine.named("x86-vnni-no-compiler")
+    assert choose(attention(machine=none)).kernel == "sdpa"
+    for config in (attention(torch.uint8, machine=none), attention(out=torch.uint8, machine=none)):
+        assert choose(config).kernel == "reference"
+
+
 def test_every_kernel_is_reachable() -> None:
-    configs = [layer(op, weight_bits=bits) for op in ("linear", "conv2d") for bits in (4, 8)]
+    machines = (VNNI, Machine.named("x86-vnni-no-compiler"))
+    configs = [
+        layer(op, machine, weight_bits=bits)
+        for op in ("linear", "conv2d")
+        for bits in (4, 8)
+        for machine in machines
+    ]
     configs += [producer(op) for op in cases.PRODUCERS]
-    configs += [Config("attention", {}, {}, VNNI)]
+    configs += [attention(machine=machine) for machine in machines]
     reached = {(c.op, choose(c, backend).kernel) for c in configs for backend in BACKENDS}
     assert reached == {(k.op, k.name) for kernels in KERNELS.values() for k in kernels}
 
 
 def test_backends() -> None:
-    assert choose(layer(), "x86").kernel == "onednn"
+    assert choose(layer(), "x86").kernel == "gemm"
     choice = choose(layer(), "reference")
     assert choice.kernel == "reference"
     assert "the reference backend was asked for" in choice.reasons[0][1]
-    assert choose(Config("attention", {}, {}, VNNI), "x86").kernel == "sdpa"
-    assert choose(Config("attention", {}, {}, VNNI), "reference").kernel == "reference"
+    assert choose(attention(torch.float16, torch.float16), "x86").kernel == "sdpa"
+    assert choose(attention(), "reference").kernel == "reference"
     with pytest.raises(ValueError, match="unknown backend 'tpu'; there are auto, x86, reference"):
         choose(layer(), "tpu")
 
@@ -90,7 +124,7 @@ def test_the_reference_runs_on_every_machine() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown op 'lineer'; there are quantize, linear"):
         choose(layer("lineer"))
-    with pytest.raises(ValueError, match="linear has no kernel 'x'; there are onednn, onednn_int4"):
+    with pytest.raises(ValueError, match="linear has no kernel 'x'; there are gemm, gemm_int4"):
         run("linear", "x")
 
 

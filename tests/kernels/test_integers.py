@@ -14,11 +14,10 @@ from torch import Tensor
 
 from fxquant.kernels import reference
 from fxquant.kernels.int4 import pack_int4
-from fxquant.kernels.machine import detect
 from tests.kernels import cases
 
 pytestmark = pytest.mark.skipif(
-    detect().arch != "x86_64" or not detect().has_vnni, reason="the x86 kernels need VNNI"
+    not cases.layer_kernels(), reason="only the reference runs on this machine"
 )
 bounded = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 extremes = st.sampled_from(["random", "low", "high", "alternating"])
@@ -66,20 +65,21 @@ def test_linear_sums(
     row = cases.row((1.0, float(zero_point)))
     assert torch.equal(reference.accumulate_linear(stored(q), row, 0, given_, bits), expected)
     assert torch.equal(reference.accumulate_linear(q, row, 0, given_, bits), expected)
-    kernel = "onednn_int4" if bits == 4 else "onednn"
-    sums = linear_sums(kernel, q, zero_point, given_, bits)
-    assert torch.equal(sums.long(), expected)
+    for kernel in cases.layer_kernels(bits):
+        sums = linear_sums(kernel, q, zero_point, given_, bits)
+        assert torch.equal(sums.long(), expected), kernel
 
 
+@pytest.mark.parametrize("kernel", cases.layer_kernels())
 @pytest.mark.parametrize("kind", ["random", "low", "high"])
-def test_linear_sums_of_a_long_row_are_exact_slice_by_slice(kind: str) -> None:
+def test_linear_sums_of_a_long_row_are_exact_slice_by_slice(kind: str, kernel: str) -> None:
     k, n, zero_point = 2880, 40, -128
     q, weight = filled("high", 3, k, seed=1), filled(kind, n, k, seed=2)
     for begin in range(0, k, 512):
         part = torch.zeros_like(weight)
         part[:, begin : begin + 512] = weight[:, begin : begin + 512]
         expected = (q.long() - zero_point) @ part.long().T
-        assert torch.equal(linear_sums("onednn", q, zero_point, part, 8).long(), expected)
+        assert torch.equal(linear_sums(kernel, q, zero_point, part, 8).long(), expected)
 
 
 @bounded
@@ -139,9 +139,9 @@ def check_conv2d(
     sums = reference.accumulate_conv2d(stored(q), row, 0, weight, bits, *where)
     assert torch.equal(sums, expected)
     unit, end = torch.ones(weight.shape[0]), (None, "none", None, -1, 8, torch.float32)
-    kernel = "onednn_int4" if bits == 4 else "onednn"
-    y = cases.call("conv2d", kernel, stored(q), row, 0, weight, unit, None, bits, *where, *end)
-    assert torch.equal(y.long(), expected)
+    for kernel in cases.layer_kernels(bits):
+        y = cases.call("conv2d", kernel, stored(q), row, 0, weight, unit, None, bits, *where, *end)
+        assert torch.equal(y.long(), expected), kernel
 
 
 def unfolded_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:

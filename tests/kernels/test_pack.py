@@ -53,6 +53,19 @@ def test_a_changed_weight_is_packed_again() -> None:
     assert make.calls == 2
 
 
+def test_each_form_is_packed_once() -> None:
+    weight, one, other = cases.integers(3, 4), Maker(), Maker()
+    before = pack.count()
+    first = pack.packed(weight, one, "one")
+    second = pack.packed(weight, other, "other")
+    assert first is not second
+    assert pack.packed(weight, one, "one") is first
+    assert pack.packed(weight, other, "other") is second
+    assert (one.calls, other.calls, pack.count() - before) == (1, 1, 1)
+    weight.zero_()
+    assert pack.packed(weight, one, "one") is not first
+
+
 def test_an_inference_weight_is_packed_once() -> None:
     make = Maker()
     with torch.inference_mode():

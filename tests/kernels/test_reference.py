@@ -92,9 +92,13 @@ def test_attention(masked: str) -> None:
     keep = cases.floats(2, 1, 5, 6, seed=9) > -0.5
     mask = {"no": None, "bool": keep, "float": cases.floats(5, 6)}[masked]
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3)
-    torch.testing.assert_close(reference.attention(q, k, v, mask, 0.3), expected)
-    by_default = reference.attention(q, k, v, mask, None)
-    torch.testing.assert_close(by_default, reference.attention(q, k, v, mask, 1 / math.sqrt(8)))
+
+    def attend(scale: float | None) -> torch.Tensor:
+        rest = (-1, 8, torch.float32)
+        return reference.attention(q, k, v, torch.ones(1, 2), -1, -1, -1, mask, scale, *rest)
+
+    torch.testing.assert_close(attend(0.3), expected)
+    torch.testing.assert_close(attend(None), attend(1 / math.sqrt(8)))
 
 
 def test_an_unknown_activation_is_refused() -> None:

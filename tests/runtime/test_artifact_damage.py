@@ -282,7 +282,7 @@ def test_names_are_never_executed(trial: Trial) -> None:
 
 def test_a_newer_format_is_refused_with_a_remedy(trial: Trial) -> None:
     path = trial.source / "fxquant.json"
-    path.write_text(path.read_text().replace('"format": 1', f'"format": {FORMAT + 1}'))
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
     with pytest.raises(ArtifactError, match="pip install -U fxquant"):
         fxquant.load(trial.source)
 

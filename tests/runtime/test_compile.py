@@ -147,8 +147,9 @@ def test_strict_passes_on_this_machine(recipe: str) -> None:
 
 @pytest.fixture
 def generic_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A CPU without any vector extension."""
+    """A CPU without any vector extension, and no compiler."""
     monkeypatch.setenv("FXQUANT_CPU", "generic")
+    monkeypatch.setenv("CXX", "/nowhere/c++")
     detect.cache_clear()
     yield
     monkeypatch.undo()
@@ -161,9 +162,11 @@ def test_strict_lists_what_would_be_slow() -> None:
         c.compile_mite(strict=True)
     first, *nodes = str(refusal.value).splitlines()
     assert "would not run as planned" in first
-    assert len(nodes) == 2  # a linear and a convolution
-    assert any("linear: " in line for line in nodes)
-    assert all("not onednn: the CPU has no VNNI" in line for line in nodes)
+    layers = [line for line in nodes if "not gemm: " in line]
+    assert len(layers) == 2  # a linear and a convolution
+    assert any("linear: " in line for line in layers)
+    assert all("there is no C++ compiler" in line for line in nodes)
+    assert all("not onednn: the CPU has no VNNI" in line for line in layers)
 
 
 @pytest.mark.usefixtures("generic_cpu")

@@ -11,11 +11,19 @@ from tests.toy import golden, relative_error, story
 def test_the_layer_writes_integers():
     gm = story()["fuse_requantize"]
     writers = [n for n in gm.graph.nodes if n.target in LAYERS and arguments(n)["out_index"] >= 0]
-    assert [n.name for n in writers] == ["fq_12"], (
-        "the transformer's output projection reads ff.net.2"
+    assert [n.name for n in writers] == ["fq_11", "fq_12"], (
+        "ff.net.2 reads the GEGLU, the transformer's output projection reads ff.net.2"
     )
-    assert writers[0].meta["val"].dtype == torch.uint8
+    assert all(n.meta["val"].dtype == torch.uint8 for n in writers)
+    assert arguments(writers[0])["activation"] == "geglu"
     assert relative_error(story().run(gm), story().run(story().before("fuse_requantize"))) < 0.02
+
+
+def test_attention_writes_integers():
+    gm = story()["fuse_requantize"]
+    attention = [n for n in gm.graph.nodes if n.target is ops.attention.default]
+    assert attention
+    assert all(arguments(n)["out_index"] >= 0 for n in attention), "to_out is all that reads it"
 
 
 def test_a_layer_with_a_second_reader_keeps_its_float_result():

@@ -20,11 +20,13 @@ def test_vnni_machine_uses_native_kernels_everywhere():
     assert not fallbacks(story()["select_kernels"], story().options)
 
 
-def test_without_vnni_layers_fall_back_and_say_why():
-    options = replace(story().options, machine=Machine.named("x86-avx2"))
+def test_without_a_compiler_and_vnni_layers_fall_back_and_say_why():
+    machine = replace(Machine.named("x86-avx2"), compiler=None)
+    options = replace(story().options, machine=machine)
     gm = select_kernels(story()["set_compute_dtype"], options=options)
     slow = fallbacks(gm, options)
     assert chosen(gm)["add_1"] == "reference"
+    assert "no C++ compiler" in slow["add_1"]
     assert "VNNI" in slow["add_1"]
 
 

@@ -180,9 +180,9 @@ def test_mixed_precision_reaches_the_operators() -> None:
         for n in story(MIXED)["select_kernels"].graph.nodes
         if n.target in LAYERS
     }
-    assert layers["down_resnet.conv1"]["kernel"] == "onednn_int4"
+    assert layers["down_resnet.conv1"]["kernel"] == "gemm_int4"
     assert layers["down_resnet.conv1"]["weight_bits"] == 4
-    assert layers["downsample.conv"]["kernel"] == "onednn"
+    assert layers["downsample.conv"]["kernel"] == "gemm"
     assert "conv_out" in layers
     assert not {"conv_in", "up_resnet.conv1", f"{BLOCK}.attn1.to_k"} & set(layers)
     (simulated,) = (

@@ -1,0 +1,393 @@
+// softmax(Q K^T * scale + mask) V without the score matrix, in bfloat16, float32 or int8 products.
+//
+// Reference: ../reference.py, `attention`. Called by attention.py with raw pointers.
+//
+// A task is a block of queries of one head: kQueries of them, one in each lane of kRegisters
+// registers. Everything is kept transposed, so that softmax is the same arithmetic in every lane:
+//
+//   scores [keys, queries] = K Q^T      weights = 2^(scores - their maximum)      out^T = V^T weights
+//
+// Keys come in blocks that fit the first-level cache. The weights of a block are relative to the
+// block's own maximum, the output to the largest so far: this costs one factor per block and keeps
+// eight-bit weights accurate wherever the maximum is. Both products run in the same tile of
+// registers: `Dot` says how many numbers of the summed dimension a lane holds (`kStep`) and how they
+// are multiplied. A thread packs K and V of a head when it meets that head. Nothing depends on the
+// number of threads.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "attention_dot.h"
+#include "numbers.h"
+#include "parallel.h"
+#include "vector.h"
+
+namespace {
+
+constexpr int kRegisters = kLanes == 16 ? 4 : 2;  // of queries
+constexpr int kRows = 6;                          // keys, or output channels, of a register tile
+constexpr int kQueries = kRegisters * kLanes;
+constexpr int64_t kKeys = 192;  // of a block
+constexpr float kLog2E = 1.44269504f;
+constexpr float kLowest = -std::numeric_limits<float>::max();
+
+// ---- the call ----------------------------------------------------------------------------------
+
+// [batch, heads, tokens, channels] with the last dimension contiguous; strides in elements.
+struct Tensor {
+  const void* data;
+  int64_t batch, head, token;
+};
+
+struct Call {
+  Tensor q, k, v;
+  Tensor mask;  // float32 [batch, heads, queries, keys], added to the scores; data may be null
+  Tensor out;
+  int64_t batch, heads, queries, keys, channels, value_channels;
+  float scale;                     // of the scores
+  const float *q_step, *k_step, *v_step, *out_step;  // scale and zero point of integer tensors
+  int32_t in_type, out_type, out_bits, threads;
+};
+
+template <class T>
+inline const T* row(const Tensor& t, int64_t batch, int64_t head, int64_t token) {
+  return static_cast<const T*>(t.data) + batch * t.batch + head * t.head + token * t.token;
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// ---- packing -----------------------------------------------------------------------------------
+
+// What a thread works on; sized once.
+template <class Dot>
+struct Scratch {
+  int64_t words, groups;        // of a key's channels, of a head's keys
+  std::vector<int32_t> keys;    // [keys, words]
+  std::vector<int32_t> start;   // [keys]: where the sums of a key begin
+  std::vector<int32_t> values;  // [groups, value_channels]
+  std::vector<Ints> queries;    // [words, kRegisters]
+  std::vector<Floats> scores;   // [kKeys, kRegisters]
+  std::vector<Ints> weights;    // [kKeys / kStep, kRegisters]
+  std::vector<Floats> out;      // [value_channels, kRegisters]
+  std::vector<float> line;      // [value_channels]
+
+  explicit Scratch(const Call& c)
+      : words(ceil_div(c.channels, Dot::kStep)),
+        groups(ceil_div(c.keys, Dot::kStep)),
+        keys(c.keys * words),
+        start(c.keys),
+        values(groups * c.value_channels),
+        queries(words * kRegisters),
+        scores(kKeys * kRegisters),
+        weights(kKeys / Dot::kStep * kRegisters),
+        out(c.value_channels * kRegisters),
+        line(c.value_channels) {}
+};
+
+template <class Dot>
+void pack_keys(const Call& c, int64_t b, int64_t h, Scratch<Dot>& s) {
+  using In = typename Dot::In;
+  const int32_t zero = std::is_same_v<In, uint8_t> ? int32_t(c.q_step[1]) + 128 : 0;
+  for (int64_t key = 0; key < c.keys; ++key) {
+    const In* from = row<In>(c.k, b, h, key);
+    int32_t* to = s.keys.data() + key * s.words;
+    if constexpr (std::is_same_v<In, uint8_t>) {
+      int32_t sum = 0;
+      uint8_t* bytes = reinterpret_cast<uint8_t*>(to);
+      for (int64_t i = 0; i < c.channels; ++i) {
+        bytes[i] = from[i] ^ 0x80;
+        sum += int32_t(from[i]) - 128;
+      }
+      // The query's zero point; the key's adds the same to all scores of a query.
+      s.start[key] = -zero * sum;
+    } else if constexpr (Dot::kStep == 2) {
+      std::memcpy(to, from, c.channels * sizeof(In));
+    } else {
+      for (int64_t i = 0; i < c.channels; ++i) to[i] = int32_t(Dot::bits(from[i]));
+    }
+  }
+}
+
+template <class Dot>
+void pack_values(const Call& c, int64_t b, int64_t h, Scratch<Dot>& s) {
+  using In = typename Dot::In;
+  constexpr int kStep = Dot::kStep;
+  for (int64_t g = 0; g < s.groups; ++g) {
+    int32_t* to = s.values.data() + g * c.value_channels;
+    const In* from[kStep];
+    for (int j = 0; j < kStep; ++j)
+      from[j] = row<In>(c.v, b, h, std::min(g * kStep + j, c.keys - 1));  // weight 0 past the end
+    for (int64_t i = 0; i < c.value_channels; ++i) {
+      uint32_t word = 0;
+      if constexpr (std::is_same_v<In, uint8_t>) {
+        for (int j = 0; j < kStep; ++j) word |= uint32_t(from[j][i] ^ 0x80) << (8 * j);
+      } else {
+        for (int j = 0; j < kStep; ++j) word |= Dot::bits(from[j][i]) << (j * 16);
+      }
+      to[i] = int32_t(word);
+    }
+  }
+}
+
+template <class Dot>
+void pack_queries(const Call& c, int64_t b, int64_t h, int64_t first, Scratch<Dot>& s) {
+  using In = typename Dot::In;
+  int32_t* to = reinterpret_cast<int32_t*>(s.queries.data());
+  const int64_t count = std::min<int64_t>(kQueries, c.queries - first);
+  const int64_t whole = c.channels / Dot::kStep;
+  for (int64_t i = 0; i < count; ++i) {
+    const In* from = row<In>(c.q, b, h, first + i);
+    for (int64_t w = 0; w < whole; ++w) {
+      if constexpr (Dot::kStep == 1) {
+        to[w * kQueries + i] = int32_t(Dot::bits(from[w]));
+      } else {
+        std::memcpy(to + w * kQueries + i, from + w * Dot::kStep, 4);
+      }
+    }
+    if (whole < s.words) {
+      int32_t last = 0;
+      std::memcpy(&last, from + whole * Dot::kStep, (c.channels % Dot::kStep) * sizeof(In));
+      to[whole * kQueries + i] = last;
+    }
+  }
+}
+
+// ---- one block of keys -------------------------------------------------------------------------
+
+// sum[r][v] over i of lanes[i][v] times the word same[r * row + i * step].
+template <class Dot, int kCount>
+FXQUANT_INLINE void multiply(const Ints* lanes, const int32_t* same, int64_t row, int64_t step,
+                             int64_t count, typename Dot::Sum (&sum)[kCount][kRegisters]) {
+  for (int64_t i = 0; i < count; ++i) {
+    Ints x[kRegisters];
+#pragma GCC unroll 4
+    for (int v = 0; v < kRegisters; ++v) x[v] = lanes[i * kRegisters + v];
+#pragma GCC unroll 8
+    for (int r = 0; r < kCount; ++r) {
+      const Ints y = splat(same[r * row + i * step]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kRegisters; ++v) sum[r][v] = Dot::dot(sum[r][v], x[v], y);
+    }
+  }
+}
+
+// f(first, count as a constant) for rows in steps of kRows, the last step smaller.
+template <class F>
+FXQUANT_INLINE void by_rows(int64_t rows, F f) {
+  int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows) f(r, std::integral_constant<int, kRows>());
+  switch (rows - r) {
+    case 1: return f(r, std::integral_constant<int, 1>());
+    case 2: return f(r, std::integral_constant<int, 2>());
+    case 3: return f(r, std::integral_constant<int, 3>());
+    case 4: return f(r, std::integral_constant<int, 4>());
+    case 5: return f(r, std::integral_constant<int, 5>());
+  }
+}
+
+// Scores of the block in units of log 2, and their largest per query.
+template <class Dot>
+void score(const Scratch<Dot>& s, int64_t first, int64_t count, float factor, Floats* scores,
+           Floats (&top)[kRegisters]) {
+  for (int v = 0; v < kRegisters; ++v) top[v] = splat(kLowest);
+  by_rows(count, [&](int64_t r, auto constant) {
+    constexpr int kCount = decltype(constant)::value;
+    typename Dot::Sum sum[kCount][kRegisters];
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < kRegisters; ++v) sum[i][v] = Dot::start(s.start[first + r + i]);
+    multiply<Dot, kCount>(s.queries.data(), s.keys.data() + (first + r) * s.words, s.words, 1,
+                          s.words, sum);
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < kRegisters; ++v) {
+        const Floats x = Dot::floats(sum[i][v]) * splat(factor);
+        scores[(r + i) * kRegisters + v] = x;
+        top[v] = larger(top[v], x);
+      }
+  });
+}
+
+// The mask joins the scores; the largest is looked for again.
+void add_mask(const Call& c, int64_t b, int64_t h, int64_t query, int64_t first, int64_t count,
+              Floats* scores, Floats (&top)[kRegisters]) {
+  for (int v = 0; v < kRegisters; ++v) top[v] = splat(kLowest);
+  const float* mask = row<float>(c.mask, b, h, query) + first;
+  const int64_t last = std::min<int64_t>(kQueries, c.queries - query) - 1;
+  for (int64_t k = 0; k < count; ++k) {
+    for (int v = 0; v < kRegisters; ++v) {
+      Floats added;
+      if (c.mask.token == 0) {
+        added = splat(mask[k]);
+      } else {
+        for (int i = 0; i < kLanes; ++i)
+          added[i] = mask[std::min<int64_t>(v * kLanes + i, last) * c.mask.token + k];
+      }
+      Floats& x = scores[k * kRegisters + v];
+      x += added * splat(kLog2E);
+      top[v] = larger(top[v], x);
+    }
+  }
+}
+
+// Scores become weights, in the lanes that the second product reads.
+template <class Dot>
+void weigh(const Floats* scores, int64_t count, const Floats (&top)[kRegisters], Ints* weights,
+           Floats (&total)[kRegisters]) {
+  constexpr int kStep = Dot::kStep;
+  Floats offset[kRegisters], sum[kRegisters], rest[kRegisters] = {};
+  for (int v = 0; v < kRegisters; ++v) {
+    offset[v] = top[v] - splat(Dot::kLogOne);  // the largest weight is 1, or 255 of 8 bits
+    sum[v] = Floats{};
+  }
+  auto weight = [&](int64_t k, int v) {
+    return exp2_small<Dot::kDegree>(scores[k * kRegisters + v] - offset[v]);
+  };
+  int64_t k = 0;
+  for (; k + kStep <= count; k += kStep, weights += kRegisters) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kRegisters; ++v) {
+      Floats p[kStep];
+#pragma GCC unroll 4
+      for (int j = 0; j < kStep; ++j) p[j] = weight(k + j, v);
+      weights[v] = Dot::pack(p, sum[v], rest[v]);
+    }
+  }
+  if (k < count) {
+    for (int v = 0; v < kRegisters; ++v) {
+      Floats p[kStep] = {};
+      for (int j = 0; k + j < count; ++j) p[j] = weight(k + j, v);
+      weights[v] = Dot::pack(p, sum[v], rest[v]);
+    }
+  }
+  for (int v = 0; v < kRegisters; ++v) total[v] = sum[v];
+}
+
+// out = out * keep + V^T weights * take, per query.
+template <class Dot>
+void blend(Scratch<Dot>& s, int64_t channels, int64_t group, int64_t groups,
+           const Floats (&keep)[kRegisters], const Floats (&take)[kRegisters]) {
+  by_rows(channels, [&](int64_t r, auto constant) {
+    constexpr int kCount = decltype(constant)::value;
+    typename Dot::Sum sum[kCount][kRegisters] = {};
+    multiply<Dot, kCount>(s.weights.data(), s.values.data() + group * channels + r, 1, channels,
+                          groups, sum);
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < kRegisters; ++v) {
+        Floats& out = s.out[(r + i) * kRegisters + v];
+        out = out * keep[v] + Dot::floats(sum[i][v]) * take[v];
+      }
+  });
+}
+
+// ---- one block of queries ----------------------------------------------------------------------
+
+// The lanes of s.out, divided by the sums of weights, as rows of the output tensor.
+template <class Dot, class Put>
+void write(const Call& c, Scratch<Dot>& s, int64_t first, const Floats (&top)[kRegisters],
+           const Floats (&total)[kRegisters], Put put_at) {
+  const float factor = Dot::kStep == 4 ? c.v_step[0] : 1.0f;
+  const float zero_point = Dot::kStep == 4 ? c.v_step[1] : 0.0f;
+  for (int v = 0; v < kRegisters; ++v) {
+    // A query whose keys are all masked has no weights to speak of, and gets zeros.
+    const Ints any = top[v] > splat(kLowest);
+    const Floats per = splat(factor) / total[v];
+    for (int64_t d = 0; d < c.value_channels; ++d) {
+      Floats& x = s.out[d * kRegisters + v];
+      x = as_floats(as_ints(x * per - splat(zero_point * factor)) & any);
+    }
+  }
+  const float* from = reinterpret_cast<const float*>(s.out.data());
+  const int64_t count = std::min<int64_t>(kQueries, c.queries - first);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t d = 0; d < c.value_channels; ++d) s.line[d] = from[d * kQueries + i];
+    put_at(first + i, s.line.data());
+  }
+}
+
+template <class Dot, class Put>
+void attend(const Call& c, Scratch<Dot>& s, int64_t b, int64_t h, int64_t query, Put put_at) {
+  const float unit = Dot::kStep == 4 ? c.q_step[0] * c.k_step[0] : 1.0f;
+  const float factor = c.scale * unit * kLog2E;
+  pack_queries(c, b, h, query, s);
+  std::fill(s.out.begin(), s.out.end(), Floats{});
+  Floats top[kRegisters], total[kRegisters];
+  for (int v = 0; v < kRegisters; ++v) {
+    top[v] = splat(kLowest);
+    total[v] = Floats{};
+  }
+  for (int64_t first = 0; first < c.keys; first += kKeys) {
+    const int64_t count = std::min(kKeys, c.keys - first);
+    Floats here[kRegisters], sum[kRegisters], keep[kRegisters], take[kRegisters];
+    score(s, first, count, factor, s.scores.data(), here);
+    if (c.mask.data) add_mask(c, b, h, query, first, count, s.scores.data(), here);
+    weigh<Dot>(s.scores.data(), count, here, s.weights.data(), sum);
+    for (int v = 0; v < kRegisters; ++v) {
+      const Floats higher = larger(top[v], here[v]);
+      keep[v] = exp2_small<5>(top[v] - higher);
+      take[v] = exp2_small<5>(here[v] - higher);
+      total[v] = total[v] * keep[v] + sum[v] * take[v];
+      top[v] = higher;
+    }
+    blend(s, c.value_channels, first / Dot::kStep, ceil_div(count, Dot::kStep), keep, take);
+  }
+  write(c, s, query, top, total, put_at);
+}
+
+template <class Dot, class Put>
+void run(const Call& c, Put put) {
+  const int64_t blocks = ceil_div(c.queries, kQueries), tasks = c.batch * c.heads * blocks;
+  share(tasks, c.threads, [&](int64_t begin, int64_t end) {
+    Scratch<Dot> s(c);
+    int64_t packed = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t head = task / blocks, b = head / c.heads, h = head % c.heads;
+      if (head != packed) {
+        pack_keys(c, b, h, s);
+        pack_values(c, b, h, s);
+        packed = head;
+      }
+      attend(c, s, b, h, task % blocks * kQueries, [&](int64_t token, const float* line) {
+        const int64_t at = b * c.out.batch + h * c.out.head + token * c.out.token;
+        fill(put, at, c.value_channels, [=](int64_t d) { return line[d]; });
+      });
+    }
+  });
+}
+
+template <class Dot>
+void with_output(const Call& c) {
+  void* out = const_cast<void*>(c.out.data);
+  if (c.out_type == kFloat32) {
+    run<Dot>(c, ToFloat32{static_cast<float*>(out)});
+  } else if (c.out_type == kBfloat16) {
+    run<Dot>(c, ToBfloat16{static_cast<Bfloat16*>(out)});
+  } else {
+    run<Dot>(c, ToInteger(out, c.out_step, c.out_bits, c.out_type));
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int fxquant_abi_version() { return 1; }
+
+// in_type: of q, k and v. The keys must be at least one.
+void fxquant_attention(const Call* call) {
+  switch (call->in_type) {
+    case kFloat32: return with_output<Float32Dot>(*call);
+    case kBfloat16: return with_output<Bfloat16Dot>(*call);
+    default: return with_output<ByteDot>(*call);
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,119 @@
+// Three ways to multiply in attention: float32, bfloat16 and bytes. See attention.cpp.
+//
+// Each says what tensors hold (`In`), how many numbers of the summed dimension a lane takes
+// (`kStep`), how lanes are multiplied and summed, and how weights become lanes.
+
+#pragma once
+
+#include <cstdint>
+
+#include "numbers.h"
+#include "vector.h"
+
+namespace {
+
+// 2^r for r in [-0.5, 0.5].
+template <int kDegree>
+FXQUANT_INLINE Floats polynomial(Floats r) {
+  if constexpr (kDegree == 3) {
+    Floats p = splat(5.517166760e-02f);
+    p = p * r + splat(2.426111221e-01f);
+    p = p * r + splat(6.932609857e-01f);
+    return p * r + splat(9.999280736e-01f);
+  } else {
+    Floats p = splat(1.327647183e-03f);
+    p = p * r + splat(9.675541333e-03f);
+    p = p * r + splat(5.550713274e-02f);
+    p = p * r + splat(2.402211972e-01f);
+    p = p * r + splat(6.931469671e-01f);
+    return p * r + splat(1.000000072e+00f);
+  }
+}
+
+// 2^x for x < 127, at least 2^-126: the minimax polynomial of 2^r, r the rest of x to an integer, and that integer as
+// the exponent. Relative error 7e-5 (kDegree 3) or 8e-8 (5).
+template <int kDegree>
+FXQUANT_INLINE Floats exp2_small(Floats x) {
+  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: the low bits of x + kMagic are an integer
+  x = larger(x, splat(-126.0f));
+  const Floats shifted = x + splat(kMagic);
+  const Floats p = polynomial<kDegree>(x - (shifted - splat(kMagic)));
+  return as_floats(as_ints(p) + (as_ints(shifted) << 23));
+}
+
+struct Float32Dot {
+  using In = float;
+  using Sum = Floats;
+  static constexpr int kStep = 1;
+  static constexpr int kDegree = 5;
+  static FXQUANT_INLINE Floats dot(Floats sum, Ints lanes, Ints same) {
+    return sum + as_floats(lanes) * as_floats(same);
+  }
+  static FXQUANT_INLINE Floats start(int32_t) { return Floats{}; }
+  static FXQUANT_INLINE Floats floats(Floats sum) { return sum; }
+  static uint32_t bits(float x) { return __builtin_bit_cast(uint32_t, x); }
+  // The lanes that the weights of kStep keys make, and what these add to the sum of weights.
+  static FXQUANT_INLINE Ints pack(const Floats* p, Floats& sum, Floats&) {
+    sum += p[0];
+    return as_ints(p[0]);
+  }
+  static constexpr float kLogOne = 0.0f;  // log 2 of the largest weight
+};
+
+// bfloat16 tensors where there is no instruction for their products.
+struct WidenedDot : Float32Dot {
+  using In = Bfloat16;
+  static constexpr int kDegree = 3;
+  static uint32_t bits(Bfloat16 x) { return uint32_t(x.bits) << 16; }
+};
+
+#if FXQUANT_BF16_DOT
+struct Bfloat16Dot {
+  using In = Bfloat16;
+  using Sum = Floats;
+  static constexpr int kStep = 2;
+  static constexpr int kDegree = 3;
+  static FXQUANT_INLINE Floats dot(Floats sum, Ints lanes, Ints same) {
+    return dot_bfloat16(sum, lanes, same);
+  }
+  static FXQUANT_INLINE Floats start(int32_t) { return Floats{}; }
+  static FXQUANT_INLINE Floats floats(Floats sum) { return sum; }
+  static uint32_t bits(Bfloat16 x) { return x.bits; }
+  static FXQUANT_INLINE Ints pack(const Floats* p, Floats& sum, Floats&) {
+    sum += p[0] + p[1];
+    const Ints low = as_ints(p[0]) + splat(0x8000), high = as_ints(p[1]) + splat(0x8000);
+    return ((low >> 16) & 0xffff) | (high & splat(int32_t(0xffff0000)));
+  }
+  static constexpr float kLogOne = 0.0f;
+};
+#else
+using Bfloat16Dot = WidenedDot;
+#endif
+
+// uint8 tensors (q + 128): Q and the weights are unsigned in the products, K and V signed.
+struct ByteDot {
+  using In = uint8_t;
+  using Sum = Ints;
+  static constexpr int kStep = 4;
+  static constexpr int kDegree = 3;
+  static FXQUANT_INLINE Ints dot(Ints sum, Ints lanes, Ints same) {
+    return dot_bytes(sum, lanes, same);
+  }
+  static FXQUANT_INLINE Ints start(int32_t x) { return splat(x); }
+  static FXQUANT_INLINE Floats floats(Ints sum) { return to_floats(sum); }
+  // What rounding took from a weight, the next key's gets: the many small weights of a long tail
+  // keep their sum, and neighbouring keys are alike.
+  static FXQUANT_INLINE Ints pack(const Floats* p, Floats& sum, Floats& rest) {
+    Ints q[kStep];
+    for (int j = 0; j < kStep; ++j) {
+      const Floats wanted = p[j] + rest;
+      q[j] = rounded(wanted);
+      rest = wanted - to_floats(q[j]);
+    }
+    sum += to_floats((q[0] + q[1]) + (q[2] + q[3]));
+    return (q[0] | (q[1] << 8)) | ((q[2] << 16) | (q[3] << 24));
+  }
+  static constexpr float kLogOne = 7.98868469f;  // 254: one may come on top
+};
+
+}  // namespace

@@ -1,0 +1,33 @@
+// Work shared between threads: OpenMP's pool, which is torch's own, or plain threads for
+// ThreadSanitizer, which cannot see into OpenMP's (-DFXQUANT_PLAIN_THREADS).
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#if defined(FXQUANT_PLAIN_THREADS)
+#include <thread>
+#include <vector>
+#endif
+
+namespace {
+
+// f(first, last) for consecutive shares of [0, tasks), at most one a thread. Exceptions end the
+// process, as they would in OpenMP.
+template <class F>
+void share(int64_t tasks, int threads, F f) {
+  const int64_t shares = std::min<int64_t>(tasks, std::max(threads, 1));
+  const auto part = [&](int64_t i) { f(tasks * i / shares, tasks * (i + 1) / shares); };
+  if (shares == 1) return part(0);
+#if defined(FXQUANT_PLAIN_THREADS)
+  std::vector<std::thread> running;
+  for (int64_t i = 0; i < shares; ++i) running.emplace_back(part, i);
+  for (std::thread& thread : running) thread.join();
+#else
+#pragma omp parallel for num_threads(int(shares)) schedule(static, 1)
+  for (int64_t i = 0; i < shares; ++i) part(i);
+#endif
+}
+
+}  // namespace
