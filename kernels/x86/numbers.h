@@ -32,7 +32,7 @@ inline float exponential(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   const float mantissa = (p * r) * r + r + 1.0f;
-  return mantissa * __builtin_bit_cast(float, (int32_t(n) + 127) << 23);
+  return mantissa * __builtin_bit_cast(float, uint32_t(int32_t(n) + 127) << 23);
 }
 
 // erf(x) to 3e-7 absolute: a rational function on [-4, 4] (the coefficients are Eigen's).

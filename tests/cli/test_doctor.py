@@ -46,15 +46,15 @@ def test_the_machine_is_described(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("forget")
-def test_a_hidden_feature_is_a_problem(
+def test_hidden_features_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FXQUANT_CPU", "generic")
-    told = report(capsys, 1)
+    told = report(capsys, 0 if FULL_SPEED else 1)
     assert told["cpu"]["features"] == "none that matters here"
     assert "hidden by FXQUANT_CPU=generic" in told["cpu"]
-    if HERE.arch == "x86_64":
-        assert any("no VNNI" in p and "linear, int8 weights" in p for p in told["problems"])
+    if FULL_SPEED:
+        assert not told["problems"], "our kernels run at every level"
 
 
 @pytest.mark.usefixtures("forget")
