@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPES := build/types
 PEERS := $(VENV)/.peers
-BENCHMARKS := cpu_unet scaling compile_cost reconstruct ablation load
+BENCHMARKS := attention cpu_unet scaling compile_cost reconstruct ablation load
 
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs a share, not 100x.
 export OMP_WAIT_POLICY := passive

@@ -2,8 +2,8 @@
 
     make demo
 
-Draws the same images with the float model, with bfloat16, with int8 and with int4 weights, from
-equal seeds, writes them side by side as a PNG, and prints what each costs in quality and saves in
+Draws the same images with the float model, with bfloat16, with int8 (attention in bfloat16, and in
+int8, too) and with int4 weights, from equal seeds, writes them side by side as a PNG, and prints what each costs in quality and saves in
 size and time. The W8A8 model is compiled here; the W4A8 one was reconstructed by
 examples/compile_digits.py, which takes minutes, and is loaded.
 """
@@ -39,6 +39,8 @@ from fxquant.runtime.summary import size_in_bytes
 
 CALIBRATION_SEED, CALIBRATION_IMAGES = 1000, 60
 BUNDLED = "w4a8-best (bundled)"
+INT8_ATTENTION = "int8 attention"  # the recipe's, with q, k, v and weights of 8 bits
+BRIEFLY = ("bf16", INT8_ATTENTION)  # sampled once, 256 images
 SEEDS = (0, 1, 2)  # three sets of images; the pairs (0, 1), (1, 2), (2, 0) give the FD ratios
 TIMED_BATCH = 64
 
@@ -64,18 +66,19 @@ def main() -> None:
     calibration = balanced_labels(CALIBRATION_IMAGES // 10)
     calls = record(unet, lambda: sample(unet, CALIBRATION_SEED, calibration))
     qunet = fxquant.compile(unet, calls, recipe=options.recipe)
-    bf16 = copy.deepcopy(unet).to(torch.bfloat16)
+    int8_attention = fxquant.Recipe.parse(options.recipe).with_(attention="int8")
     print(f"{qunet.summary}\n")
 
-    models = {"FP32": unet, "bf16": bf16, options.recipe: qunet}
+    models = {"FP32": unet, "bf16": copy.deepcopy(unet).to(torch.bfloat16), options.recipe: qunet}
+    models[INT8_ATTENTION] = fxquant.compile(unet, calls, recipe=int8_attention)
     models[BUNDLED] = fxquant.load(assets.path("digits") / "w4a8")
     speed = milliseconds(models)
     images = {
         name: [sample(model, seed) for seed in tqdm(SEEDS, desc=f"sample {name}", disable=None)]
         for name, model in models.items()
-        if name != "bf16"
+        if name not in BRIEFLY
     }
-    images["bf16"] = [sample(bf16, SEEDS[0], labels[:256])]
+    images |= {name: [sample(models[name], SEEDS[0], labels[:256])] for name in BRIEFLY}
     Console(width=100).print(table(models, speed, images, labels, options.steps))
     options.out.mkdir(parents=True, exist_ok=True)
     shown = ["FP32", options.recipe, BUNDLED]

@@ -93,3 +93,11 @@ def test_scaling_runs_and_reports(tmp_path: Path) -> None:
         assert [row["system"] for row in point["systems"]] == ["bf16 eager", "fxquant W8A8"]
         assert all(row["seconds"]["median"] > 0 for row in point["systems"])
     assert (tmp_path / "scaling_digits.png").stat().st_size > 1000
+
+
+def test_attention(tmp_path: Path) -> None:
+    run("attention.py", "--quick", "--rounds", "2", "--results", tmp_path)
+    (row,) = json.loads((tmp_path / "attention_cpu.json").read_text())["shapes"].values()
+    errors = {name: found["error"] for name, found in row["systems"].items()}
+    assert errors["fxquant bf16"] < 0.01
+    assert errors["fxquant int8"] < 0.05

@@ -16,7 +16,7 @@ from fxquant.cli.model import add_model_arguments, load_model
 from fxquant.cli.output import check_writable, show_json
 from fxquant.compiler import check_backend
 from fxquant.presets import TASKS
-from fxquant.recipe import Recipe
+from fxquant.recipe import ATTENTION, Recipe
 from fxquant.reconstruction.training import Training
 
 EXAMPLE = "fxquant quantize digits --out digits-w8a8 --recipe w8a8-fast"
@@ -27,6 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the artefact")
     add_call_arguments(parser)
     _add_training_arguments(parser)
+    parser.add_argument(
+        "--attention", choices=ATTENTION, help="precision of attention, instead of the recipe's"
+    )
     parser.add_argument(
         "--strict", action="store_true", help="refuse if anything would run slower than planned"
     )
@@ -51,6 +54,7 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     out, backend = check_writable(options.out), check_backend(options.backend)
     recipe = Recipe.parse(options.recipe, options.task)
+    recipe = recipe.with_(attention=options.attention or recipe.attention)
     gigabytes = options.memory_budget
     training = {
         "iters": options.iters,
