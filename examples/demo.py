@@ -3,9 +3,9 @@
     make demo
 
 Draws the same images with the float model, with bfloat16, with int8 (attention in bfloat16, and in
-int8, too) and with int4 weights, from equal seeds, writes them side by side as a PNG, and prints what each costs in quality and saves in
-size and time. The W8A8 model is compiled here; the W4A8 one was reconstructed by
-examples/compile_digits.py, which takes minutes, and is loaded.
+int8, too) and with int4 weights, from equal seeds, writes them side by side as a PNG, and prints
+what each costs in quality and saves in size and time. The W8A8 models are compiled here; the W4A8
+one was reconstructed by examples/compile_digits.py, which takes minutes, and is loaded.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ class Recipe:
         timestep_groups: rows of the activation table.
         split_shortcut: give h and skip of a residual block's 1x1 shortcut a range each.
         keep_float: patterns of layers that stay float, as in Override.
-        attention: "float", or "int8" for 8-bit q, k, v and weights in attention's two products.
+        attention: "float", or "int8" for both its products on integers: q, k, v and softmax weights
+            of 8 bits, but where keep_float names the attention's module.
         compute_dtype: of float parts in the lowered model: "auto", "float32" or "bfloat16".
         overrides: applied in order, later ones win. A pattern of an override, or of keep_float
             unless it is a default, that matches no layer of the model is an error.

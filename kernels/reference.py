@@ -179,9 +179,9 @@ def attention(
 
     An operand whose index is not negative is integers. A boolean mask marks what takes part, a
     float mask is added; a query that has nothing to look at gets zeros. ``scale`` is d^-0.5 if
-    None.
+    None. Softmax weights stay float32; kernels may round those of integers to eight bits.
     """
-    q, k, v = (_real(x, row, index) for x, index in ((q, q_index), (k, k_index), (v, v_index)))
+    q, k, v = (real(x, row, index) for x, index in ((q, q_index), (k, k_index), (v, v_index)))
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, float("-inf"))
@@ -242,7 +242,7 @@ def _centered(x: Tensor, row: Tensor, index: int) -> Tensor:
     return x.double() - (row[index, 1].double() + shift)
 
 
-def _real(x: Tensor, row: Tensor, index: int) -> Tensor:
+def real(x: Tensor, row: Tensor, index: int) -> Tensor:
     """Float32 of a tensor that is integers unless ``index`` is negative."""
     return x.float() if index < 0 else _centered(x, row, index).float() * row[index, 0]
 

@@ -1,4 +1,4 @@
-"""Attention by torch's own kernels, wherever they run."""
+"""Attention by torch's own kernels, wherever they run: integers are made real first."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxquant.kernels import layout
+from fxquant.kernels import layout, reference
 from fxquant.kernels.config import Config
 
 
 def why_not(config: Config) -> str | None:
-    """Why torch cannot run ``config``."""
-    dtypes = {config.tensors[name].dtype for name in ("q", "k", "v")}
-    if not all(dtype.is_floating_point for dtype in dtypes):
-        return "it reads floats"
-    if dtypes != {config.options["out_dtype"]}:
-        return "it writes what it reads"
+    """It runs anything."""
     return None
 
 
@@ -34,5 +29,13 @@ def attention(
     out_bits: int,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """As `reference.attention`, on floats."""
-    return layout.heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
+    """As `reference.attention`, in the dtype of floats that have one, else in float32."""
+    if q_index >= 0 or len({x.dtype for x in (q, k, v)}) > 1:
+        indices = (q_index, k_index, v_index)
+        q, k, v = (reference.real(x, row, i) for x, i in zip((q, k, v), indices, strict=True))
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    if out_index >= 0:
+        y = reference.quantize(y, row, out_index, out_bits, "none", out_dtype)
+    return layout.heads(y.to(out_dtype))

@@ -72,8 +72,11 @@ def is_layer(node: Node) -> bool:
 
 
 def is_attention(node: Node) -> bool:
-    """Is it attention as denoisers use it: without dropout, causal mask or grouped heads?"""
+    """Is it attention as denoisers use it: [B, heads, tokens, d] without dropout or causal mask?"""
     if node.op != "call_function" or node.target is not SDPA:
+        return False
+    sizes = [[str(s) for s in n.meta["val"].shape] for n in node.args[:3] if isinstance(n, Node)]
+    if any(len(s) != 4 or s[:2] != sizes[0][:2] for s in sizes):
         return False
     dropout, causal = argument(node, 4, "dropout_p", 0.0), argument(node, 5, "is_causal", False)
     return not (dropout or causal or node.kwargs.get("enable_gqa"))

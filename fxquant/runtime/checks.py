@@ -153,7 +153,8 @@ def _conv2d(call: Call) -> None:
     _require(outputs % groups == 0, "groups do not divide the weight")
     if call.arguments["channel_add"] is not None:
         added = call.tensor("channel_add", ranks=(2,))
-        _require(_same(added.shape, (x.shape[0], outputs)), "channel_add is not [B, N]")
+        fits = added.shape[0] == 1 or bool(added.shape[0] == x.shape[0])
+        _require(fits and _same(added.shape[1:], (outputs,)), "channel_add is not [B, N]")
     sizes = [
         (size + before + after - d * (k - 1) - 1) // s + 1
         for size, before, after, d, k, s in zip(

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.lowered import LAYERS, is_op
+from fxquant.graph.lowered import LAYERS, arguments, is_op
 from fxquant.graph.nodes import is_layer, module_path, note
 from fxquant.reconstruction.checkpoint import UnitReport
 
@@ -78,7 +78,7 @@ def summarise(
     kernels: Counter[str] = Counter()
     for node in lowered.graph.nodes:
         if is_op(node):
-            kernels[f"{str(node.target).split('.')[1]} {node.args[-1]}"] += 1
+            kernels[_kernel(node)] += 1
         if node.op == "call_function" and node.target in LAYERS:
             precision[_precision(node)] += 1
         elif is_layer(node):
@@ -116,6 +116,12 @@ def size_in_bytes(module: nn.Module) -> int:
     """Bytes of distinct parameters and buffers."""
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
     return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _kernel(node: Node) -> str:
+    """Operator and kernel; attention says if it multiplies integers."""
+    integers = arguments(node).get("q_index", -1) >= 0
+    return f"{str(node.target).split('.')[1]} {node.args[-1]}{' on integers' if integers else ''}"
 
 
 def _precision(layer: Node) -> str:

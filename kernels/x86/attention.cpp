@@ -58,8 +58,6 @@ inline const T* row(const Tensor& t, int64_t batch, int64_t head, int64_t token)
   return static_cast<const T*>(t.data) + batch * t.batch + head * t.head + token * t.token;
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // ---- packing -----------------------------------------------------------------------------------
 
 // What a thread works on; sized once.
@@ -381,7 +379,7 @@ extern "C" {
 
 int fxquant_abi_version() { return 1; }
 
-// in_type: of q, k and v. The keys must be at least one.
+// in_type: of q, k and v.
 void fxquant_attention(const Call* call) {
   switch (call->in_type) {
     case kFloat32: return with_output<Float32Dot>(*call);

@@ -19,6 +19,7 @@ from fxquant.kernels.x86 import build
 
 _ABI_VERSION = 1
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.int8: 3}
+_LOWEST = -1e30
 _OPERANDS = ("q", "k", "v")
 
 _ptr, _i32, _i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
@@ -81,8 +82,10 @@ def attention(
     out = layout.empty_heads((batch, heads, queries, value_channels), out_dtype, q.device)
     if out.numel() == 0:
         return out
-    q, k, v = (_rows(x.expand(batch, *x.shape[1:])) for x in (q, k, v))
-    mask = None if mask is None else _added(mask).expand(batch, heads, queries, keys)
+    if k.shape[2:] != (keys, channels):
+        raise ValueError(f"q {q.shape}, k {k.shape} and v {v.shape} do not belong together")
+    q, k, v = (_rows(x.expand(batch, heads, *x.shape[2:])) for x in (q, k, v))
+    mask = None if mask is None else _added(mask, keys).expand(batch, heads, queries, keys)
     call = _Call(
         _strided(q), _strided(k), _strided(v), _strided(mask), _strided(out),
         batch, heads, queries, keys, channels, value_channels,
@@ -105,11 +108,17 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
 
 
-def _added(mask: Tensor) -> Tensor:
-    """What is added to the scores: float32, the keys of a query next to each other."""
+def _added(mask: Tensor, keys: int) -> Tensor:
+    """What is added to the scores: float32, the keys of a query next to each other.
+
+    Finite numbers stay so when they are scaled to powers of two.
+    """
     if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
-    return mask.float().contiguous()
+        nothing = torch.zeros(mask.shape, device=mask.device)
+        mask = nothing.masked_fill_(~mask, float("-inf"))
+    mask = mask.float()
+    mask = mask.clamp(min=_LOWEST).masked_fill(mask == float("-inf"), float("-inf"))
+    return mask.expand(*mask.shape[:-1], keys).contiguous()
 
 
 def _strided(x: Tensor | None) -> _Strided:

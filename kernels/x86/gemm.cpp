@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "gemm_pack.h"
@@ -33,7 +34,9 @@ template <class T>
 struct Buffer {  // not initialised, aligned to a cache line
   T* data;
   explicit Buffer(int64_t size)
-      : data(static_cast<T*>(std::aligned_alloc(64, (ceil_div(size * sizeof(T), 64) + 1) * 64))) {}
+      : data(static_cast<T*>(std::aligned_alloc(64, (ceil_div(size * sizeof(T), 64) + 1) * 64))) {
+    if (!data) throw std::bad_alloc();
+  }
   ~Buffer() { std::free(data); }
   Buffer(const Buffer&) = delete;
 };
@@ -254,20 +257,13 @@ void run_layer(const Layer& layer, int threads) {
   });
 }
 
-// x [pixels, channels] -> [pixels, padded]; what is added meets weights of zero.
-void pad_channels(const uint8_t* x, int64_t pixels, int64_t channels, int64_t padded,
-                  uint8_t* out) {
-  std::memset(out, 0, pixels * padded);
-  for (int64_t i = 0; i < pixels; ++i) std::memcpy(out + i * padded, x + i * channels, channels);
-}
-
 }  // namespace
 
 // ---- the C ABI; gemm.py declares the same signatures -----------------------------------------
 
 extern "C" {
 
-int fxquant_abi_version() { return 1; }
+int fxquant_abi_version() { return 2; }
 
 // sizes[0]: bytes of the packed weight, sizes[1]: how many sums go with it.
 void fxquant_gemm_sizes(int64_t outputs, int64_t channels, int64_t taps, int gated, int four_bit,
@@ -288,7 +284,7 @@ void fxquant_gemm_pack(const void* weight, int64_t outputs, int64_t channels, in
   });
 }
 
-// x [B, H, W, C] -> out [B, OH, OW, N] (gated: N / 2). Null: bias [N], channel_add [B, N], residual
+// x [B, H, W, C up to a multiple of four] -> out [B, OH, OW, N] (gated: N / 2). Null: bias [N], channel_add [B, N], residual
 // (as out), and for a float output out_step.
 void fxquant_gemm_run(const Geometry* geometry, const uint8_t* x, const float* x_step,
                       const uint8_t* packed, int four_bit, const int32_t* sums,
@@ -299,15 +295,12 @@ void fxquant_gemm_run(const Geometry* geometry, const uint8_t* x, const float* x
   const bool gated = is_gated(activation);
   const Panels panels{g.outputs, g.channels, g.kernel_height * g.kernel_width, gated,
                       four_bit != 0};
-  const int64_t pixel_bytes = 4 * panels.tap_groups(), pixels = g.batch * g.height * g.width;
-  const bool padded = pixel_bytes != g.channels;
-  const Buffer<uint8_t> copy(padded ? pixels * pixel_bytes : 0);
-  if (padded) pad_channels(x, pixels, g.channels, pixel_bytes, copy.data);
+  const int64_t pixel_bytes = 4 * panels.tap_groups();
   const std::vector<uint8_t> zeros(pixel_bytes, uint8_t(int32_t(x_step[1]) + 128));
   const Tables tables(panels, g.batch, x_step, sums, weight_scale, bias, channel_add);
   const Ending ending{activation, residual, residual_type, out, out_type, out_step, out_bits,
                       gated ? g.outputs / 2 : g.outputs};
-  Layer layer{g, panels, padded ? copy.data : x, pixel_bytes, zeros.data(), packed, &tables,
+  Layer layer{g, panels, x, pixel_bytes, zeros.data(), packed, &tables,
               channel_add != nullptr, ending, {}, {}, 0};
   layer.cut();
   run_layer(layer, threads);

@@ -12,14 +12,16 @@ import functools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.kernels import layout
-from fxquant.kernels.config import Config
+from fxquant.kernels.config import Config, TensorInfo
 from fxquant.kernels.pack import Packed, packed
 from fxquant.kernels.x86 import build, onednn
 
-_ABI_VERSION = 1
+_ABI_VERSION = 2
+_MOST_PRODUCTS = 2**31 // (255 * 128)  # of one output: their sum fits int32
 _RESIDUAL = {torch.float32: 0, torch.bfloat16: 1}
 _OUT = _RESIDUAL | {torch.uint8: 2, torch.int8: 3}
 _ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
@@ -64,9 +66,20 @@ def _why_not(config: Config) -> str | None:
         return f"its activations are stored as uint8, not {config.tensors['x'].dtype}"
     if config.options.get("groups", 1) != 1:
         return f"it has no grouped convolution ({config.options['groups']} groups)"
+    weight = config.tensors.get("weight")
+    if weight is not None and _products(weight, config.options["weight_bits"]) > _MOST_PRODUCTS:
+        return f"int32 holds the sum of {_MOST_PRODUCTS} products"
     if config.options.get("out_dtype", torch.float32) not in _OUT:
         return f"it does not write {config.options['out_dtype']}"
     return None
+
+
+def _products(weight: TensorInfo, bits: int) -> int:
+    """How many products an output sums, of a weight whose sizes are all known."""
+    count = 1 if bits > 4 else 2
+    for size in weight.shape[1:]:
+        count *= size or 1
+    return count
 
 
 def prepare_linear(
@@ -102,8 +115,8 @@ def linear(
     if activation in _GATED and (residual is not None or weight.shape[0] % 2):
         raise ValueError(f"{activation} takes no residual, and an even number of channels")
     columns = weight.shape[0] // (2 if activation in _GATED else 1)
-    out = torch.empty((*x.shape[:-1], columns), dtype=out_dtype)
-    rows = out.numel() // columns
+    out = torch.empty((*x.shape[:-1], columns), dtype=out_dtype, device=x.device)
+    rows = out.numel() // max(columns, 1)
     geometry = (1, 1, rows, x.shape[-1], weight.shape[0], 1, 1, 1, 1, 0, 0, 1, 1, 1, rows)
     residual = _residual(residual, out)
     _run(
@@ -173,8 +186,8 @@ def _prepare(weight: Tensor, bits: int, channels: int, taps: int, gated: bool) -
     def make() -> Packed:
         sizes = (ctypes.c_int64 * 2)()
         library().fxquant_gemm_sizes(*shape, sizes)
-        panels = torch.empty(sizes[0], dtype=torch.uint8)
-        sums = torch.empty(sizes[1], dtype=torch.int32)
+        panels = torch.empty(sizes[0], dtype=torch.uint8, device=weight.device)
+        sums = torch.empty(sizes[1], dtype=torch.int32, device=weight.device)
         natural = _checked(weight, channels * taps, four_bit).contiguous()
         library().fxquant_gemm_pack(
             natural.data_ptr(), *shape, panels.data_ptr(), sums.data_ptr(),
@@ -183,11 +196,13 @@ def _prepare(weight: Tensor, bits: int, channels: int, taps: int, gated: bool) -
         return Packed(panels, sums)
 
     # Tests load libraries of several levels, whose panels differ, into one process.
-    return packed(weight, make, ("gemm", id(library()), gated))
+    return packed(weight, make, ("gemm", id(library()), *shape))
 
 
 def _checked(weight: Tensor, k: int, four_bit: bool) -> Tensor:
     """``weight``, found to hold ``k`` weights per output channel: C++ would read past its end."""
+    if not 0 < k <= _MOST_PRODUCTS:
+        raise ValueError(f"{k} products are summed, int32 holds those of 1 to {_MOST_PRODUCTS}")
     dtype, size = (torch.uint8, (k + 1) // 2) if four_bit else (torch.int8, k)
     if weight.dtype != dtype or weight[0].numel() != size:
         raise ValueError(
@@ -216,6 +231,7 @@ def _run(
     """Call the C++; ``x`` and ``residual`` are in memory order."""
     if x.dtype != torch.uint8 or out.dtype not in _OUT:
         raise ValueError(f"the kernels take uint8 and write no float16: {x.dtype}, {out.dtype}")
+    x = F.pad(x, (0, -x.shape[-1] % 4)) if x.shape[-1] % 4 else x
     weight_scale, bias = _float32(weight_scale), None if bias is None else _float32(bias)
     library().fxquant_gemm_run(
         (ctypes.c_int64 * len(geometry))(*geometry), x.data_ptr(), build.step(row, x_index),

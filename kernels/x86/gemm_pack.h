@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "parallel.h"
 #include "vector.h"
 
 namespace {
@@ -15,8 +16,6 @@ namespace {
 constexpr int kWidth = 2;                // registers of a panel
 constexpr int kPanel = kWidth * kLanes;  // output channels of a panel
 constexpr int kGroup = 4 * kPanel;       // bytes of a group of weights
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The shape of a packed weight.
 struct Panels {

@@ -1,5 +1,5 @@
-// Work shared between threads: OpenMP's pool, which is torch's own, or plain threads for
-// ThreadSanitizer, which cannot see into OpenMP's (-DFXQUANT_PLAIN_THREADS).
+// Work shared between threads: OpenMP's pool, which is torch's own where both find one libgomp, or
+// plain threads for ThreadSanitizer, which cannot see into OpenMP's (-DFXQUANT_PLAIN_THREADS).
 
 #pragma once
 
@@ -13,12 +13,15 @@
 
 namespace {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // f(first, last) for consecutive shares of [0, tasks), at most one a thread. Exceptions end the
 // process, as they would in OpenMP.
 template <class F>
 void share(int64_t tasks, int threads, F f) {
   const int64_t shares = std::min<int64_t>(tasks, std::max(threads, 1));
   const auto part = [&](int64_t i) { f(tasks * i / shares, tasks * (i + 1) / shares); };
+  if (shares == 0) return;
   if (shares == 1) return part(0);
 #if defined(FXQUANT_PLAIN_THREADS)
   std::vector<std::thread> running;

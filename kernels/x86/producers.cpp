@@ -65,8 +65,6 @@ void parallel(int64_t tasks, int64_t work, int threads, F f) {
   });
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // ---- group norm ------------------------------------------------------------------------------
 
 // sum[c] += the sum over rows of x[row, c].

@@ -14,7 +14,7 @@ def select_kernels(gm: GraphModule, *, options: Options) -> GraphModule:
 
         %conv2d: bf16[...] = fxquant.conv2d(%fq_0, ..., bf16, )
     becomes
-        %conv2d: bf16[...] = fxquant.conv2d(%fq_0, ..., bf16, onednn)
+        %conv2d: bf16[...] = fxquant.conv2d(%fq_0, ..., bf16, gemm)
     """
     for node in gm.graph.nodes:
         if is_op(node):

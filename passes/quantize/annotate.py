@@ -40,7 +40,8 @@ def annotate(gm: GraphModule, *, options: Options) -> GraphModule:
     """
     recipe = options.recipe
     layers = [n for n in gm.graph.nodes if is_layer(n)]
-    _check_patterns(recipe, layers)
+    attention = [n for n in gm.graph.nodes if is_attention(n) and recipe.attention == "int8"]
+    _check_patterns(recipe, [*layers, *attention])
     reasons = {layer: _reason_to_stay_float(layer, recipe) for layer in layers}
     _check_overrides(recipe, reasons)
     weights = {n: specs(n, recipe)[1] for n, reason in reasons.items() if reason is None}
@@ -49,7 +50,7 @@ def annotate(gm: GraphModule, *, options: Options) -> GraphModule:
         for edge in edges(node):
             if node in weights:
                 shares[edge] = _sharing(node, specs(node, recipe)[0], weights[node].bits)
-            elif is_attention(node) and recipe.attention == "int8":
+            elif node in attention and _kept_float(node, recipe) is None:
                 shares[edge] = _sharing(node, _attention_spec(recipe), _KERNEL_BITS)
     indices: dict[tuple[Any, ...], int] = {}
     notes: dict[Node, dict[str, Any]] = {n: r for n, r in reasons.items() if r is not None}

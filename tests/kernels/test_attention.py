@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
     detect().arch != "x86_64" or detect().compiler is None, reason="needs x86-64 and a compiler"
 )
 ROW = torch.tensor([[0.02, 3.0], [0.015, -20.0], [0.03, 7.0], [0.01, -11.0]])
+OPTIONAL = {"avx_vnni", "avx512_vnni", "avx512_bf16"}  # a level does without those it lacks
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.uint8: 5e-2}
 
 
@@ -108,12 +109,14 @@ def test_the_heads_of_known_models(dtype: torch.dtype, keys: int, d: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", [*TOLERANCE])
-@pytest.mark.parametrize("shape", [(2, 2, 70, 90), (1, 1, 1, 90), (2, 1, 70, 90), (70, 90)])
+@pytest.mark.parametrize(
+    "shape", [(2, 2, 70, 90), (1, 1, 1, 90), (2, 1, 70, 90), (70, 90), (70, 1), (1,)]
+)
 def test_masks(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     q, k, v = (tokens((2, 2, n, 16), dtype, n) for n in (70, 90, 90))
     allowed = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 0.5
     assert error(attend(q, k, v, allowed), truth(q, k, v, allowed)) <= TOLERANCE[dtype]
-    added = torch.randn(shape).masked_fill(~allowed, float("-inf"))
+    added = torch.randn(shape).masked_fill(~allowed & (torch.arange(shape[-1]) > 0), -torch.inf)
     assert error(attend(q, k, v, added), truth(q, k, v, added)) <= TOLERANCE[dtype]
 
 
@@ -192,10 +195,10 @@ def test_threads_change_nothing() -> None:
 
 @pytest.mark.parametrize("level", [*LEVELS])
 def test_every_level(level: str, tmp_path: Path) -> None:
-    if not LEVELS[level] <= cpu_features():
+    if not LEVELS[level] - OPTIONAL <= cpu_features():
         pytest.skip(f"this CPU has no {level}")
     environment = {**os.environ, "FXQUANT_CPU": level, "FXQUANT_CACHE": str(tmp_path)}
-    chosen = "heads_of_known_models and (40 or 96) or masks or integer_results or looks_at_nothing"
+    chosen = "heads_of_known_models and (40 or 96) or masks or integer_results or look_at_nothing"
     command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", chosen]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -44,7 +44,7 @@ def test_addresses_and_undefined_behaviour(kernel: str, tmp_path: Path) -> None:
     }
     tests = str(HERE / SUITES[kernel])
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
-    command += ["-k", "not level and not subprocess"]  # these compile again, for other CPUs
+    command += ["-k", "not level and not older_cpus"]  # these compile again, for other CPUs
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert any("-fsanitize=address" in f.read_text() for f in tmp_path.glob(f"{kernel}-*/command*"))
@@ -53,6 +53,8 @@ def test_addresses_and_undefined_behaviour(kernel: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_races(kernel: str, tmp_path: Path) -> None:
     _runtime("libtsan.so")
+    if subprocess.run(["setarch", "-R", "true"], check=False).returncode:
+        pytest.skip("the address space cannot be fixed here")
     program = tmp_path / "races"
     source = Path(build.__file__).with_name(f"{kernel}.cpp")
     command = [str(COMPILER), *build.flags(), "-O1", "-g", "-fno-openmp", "-fsanitize=thread"]

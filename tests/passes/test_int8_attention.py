@@ -80,7 +80,14 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = fxquant.load(tmp_path)
     assert loaded.recipe.attention == "int8"
+    assert any(name.endswith("on integers") for name in loaded.summary.kernels)
     saved.check_same_results(model, loaded, c.mixed_call(3))
+
+
+def test_keep_float_names_attention_too() -> None:
+    recipe = INT8.with_(keep_float=(*INT8.keep_float, "*.attn1"))
+    found = [n for n in story(recipe)["annotate"].graph.nodes if is_attention(n)]
+    assert [bool(quantised_edges(n)) for n in found] == [False, True]
 
 
 def test_a_word_that_is_no_precision_is_refused() -> None:
