@@ -85,6 +85,7 @@ def test_a_system_that_takes_too_much_memory_says_so(tmp_path: Path) -> None:
     assert "needs more than" in report["systems"][0]["not_measured"]
 
 
+@pytest.mark.slow
 def test_scaling_runs_and_reports(tmp_path: Path) -> None:
     run("scaling.py", "--quick", "--results", tmp_path)
     report = json.loads((tmp_path / "scaling_digits.json").read_text())
