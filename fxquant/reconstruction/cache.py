@@ -11,8 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-# Of a budget: the rest is for what comes on top of the values themselves. With all of it in values,
-# reconstructing Stable Diffusion 1.x took 1.19x what the budget grew by (benchmarks/reconstruct.py).
+# Of a budget: the rest is for what comes on top of the values themselves. With all of it in values
+# reconstructing Stable Diffusion 1.x took 1.19x what the budget grew by.
 _SHARE_OF_VALUES = 0.85
 
 
