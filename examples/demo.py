@@ -146,7 +146,8 @@ def table(
         "recognised by the classifier",
     ]
     result = Table(
-        title=f"digits, DDIM {steps} steps, N = {len(labels):,} images a seed; bf16 and int8 attention: 256"
+        title=f"digits, DDIM {steps} steps, N = {len(labels):,} images a seed; "
+        f"{' and '.join(BRIEFLY)}: 256 images"
     )
     for header in ("", *models):
         result.add_column(header, justify="left" if not header else "right")
