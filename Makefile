@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPES := build/types
 PEERS := $(VENV)/.peers
+# What compiles and inspects CUDA kernels: headers and two programs, without what their packages ask
+# for, which only CUTLASS's Python half needs.
+CUDA_TOOLS := nvidia-cutlass nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 BENCHMARKS := attention cpu_unet scaling compile_cost reconstruct ablation load
 
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs a share, not 100x.
@@ -30,6 +33,8 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	if command -v nvcc > /dev/null; then \
+		$(BIN)/pip install -q -c constraints.txt --no-deps $(CUDA_TOOLS); fi
 	@touch $@
 
 demo: $(STAMP)

@@ -66,7 +66,7 @@ setup(
         "rich",
     ],
     extras_require={
-        "cuda": ["nvidia-cutlass==4.2.0.0"],
+        "cuda": ["nvidia-cutlass==4.2.0.0", "nvidia-cuda-cuobjdump", "nvidia-cuda-nvdisasm"],
         "eval": ["torchmetrics", "torchvision", "torch-fidelity", "transformers"],
         "plots": ["matplotlib"],
         "bench": ["matplotlib", "openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "torchao"],

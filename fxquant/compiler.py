@@ -26,8 +26,11 @@ from fxquant.graph.nodes import attribute
 from fxquant.graph.options import Options
 from fxquant.graph.runner import Record
 from fxquant.graph.signature import Signature
+from fxquant.graph.specialise import device_of
 from fxquant.graph.stages import OBSERVERS
+from fxquant.kernels.cuda import build
 from fxquant.kernels.dispatch import BACKENDS
+from fxquant.kernels.machine import Machine
 from fxquant.passes import pipelines
 from fxquant.quant.observers import ObservedEdge
 from fxquant.quant.table import ActivationTable, contiguous_groups, settle
@@ -37,6 +40,7 @@ from fxquant.reconstruction.training import Training, train
 from fxquant.runtime.artifact import origin_of, read
 from fxquant.runtime.model import QuantizedModel, class_for, output_class, output_for
 from fxquant.runtime.pack import pack_weights
+from fxquant.runtime.placement import place
 from fxquant.runtime.summary import size_in_bytes, summarise
 
 log = logging.getLogger(__name__)
@@ -59,12 +63,13 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     """Quantise a diffusers UNet to integer arithmetic.
 
     Args:
-        model: a UNet2DModel, UNet2DConditionModel or any module torch.export takes; unchanged.
+        model: a UNet2DModel, UNet2DConditionModel or any module torch.export takes; unchanged. What
+            is returned runs where the model is.
         calib_loader: an iterable of UNet calls, dicts or tuples of forward's arguments: a
             DataLoader, a list, a generator, or what fxquant.calibration.record took from a
             sampler run. Calls that cover the timesteps and conditions you will serve work best.
         recipe: a name, [method:]bits[-effort], a Recipe, or the path of a recipe file (.json).
-        backend: "auto", or one kernel family: "x86", "reference".
+        backend: "auto", or one kernel family: "x86", "cuda", "reference".
         progress: show bars for what takes over two seconds, if standard error is a terminal.
         seed: of everything random during calibration and reconstruction.
         strict: refuse instead of running anything on a slower path than planned.
@@ -87,9 +92,10 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     """
     training = Training(iters, time_budget, memory_budget, resume)
     recipe = training.apply(Recipe.parse(recipe))
-    options = Options(recipe, backend=check_backend(backend), progress=progress)
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    device = device_of(model)
+    options = Options(recipe, backend=check_backend(backend), progress=progress, device=device.type)
     logs.configure()
     on_pass = dumping(on_pass)
     clock = Clock()
@@ -115,6 +121,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         lowered = runner.run(pipelines.LOWER, quantised.graph, options, on_pass=on_pass)
     with clock("bind"):
         bound, slow = bind(lowered, options, strict, on_pass)
+        place(bound, device)
     original: Any = type(model)
     return class_for(original)(
         bound,
@@ -134,6 +141,7 @@ def load(
     backend: str = "auto",
     strict: bool = False,
     on_pass: OnPass | None = None,
+    device: str | torch.device = "cpu",
 ) -> QuantizedModel:
     """A model that `QuantizedModel.save_pretrained` wrote, fitted to this machine.
 
@@ -144,29 +152,32 @@ def load(
     Args:
         folder: where it was saved; on any machine, for any backend.
         backend, strict, on_pass: as for `compile`.
+        device: where it will run: "cpu", "cuda", "cuda:1".
 
     Raises:
         ArtifactError: not a saved model, or damaged, foreign or newer; names the file and field.
-        BackendError, FallbackError: see `compile`.
+        BackendError, FallbackError: see `compile`; or there is no such device.
     """
     check_backend(backend)
+    device = check_device(device)
     logs.configure()
     on_pass = dumping(on_pass)
     clock = Clock()
     with clock("read"):
         saved = read(folder)
-    options = Options(saved.recipe, backend=backend)
+    options = Options(saved.recipe, backend=backend, device=device.type)
     with clock("bind"):
         try:
             bound, slow = bind(saved.graph, options, strict, on_pass)
         except PassError as error:
             raise ArtifactError(f"{folder}: the graph cannot be bound: {error}") from error
     with clock("pack weights"):
+        place(bound, device)
         pack_weights(bound, saved.release)
     original: Any = saved.original
     return (class_for(original) if original else QuantizedModel)(
         bound,
-        saved.table,
+        saved.table.to(device),
         saved.signature,
         recipe=saved.recipe,
         summary=summarise(bound, saved.bytes_before, saved.recipe.name, slow, clock.seconds),
@@ -190,9 +201,21 @@ def bind(
     """
     bound = runner.run(pipelines.BIND, lowered, options, on_pass=on_pass)
     slow = fallbacks(bound, options)
+    if options.device == "cuda":
+        _note_missing_kernels(options.machine)
     if strict:
         refuse(slow)
     return bound, slow
+
+
+def _note_missing_kernels(machine: Machine) -> None:
+    """One notice for a GPU whose kernels could be built and are not."""
+    if machine.cuda and not machine.cuda_kernels and build.loads(machine.cuda):
+        log.warning(
+            "no kernels are built for this GPU: slower ones of PyTorch are used. "
+            "`%s` builds them; then start again.",
+            build.command(machine.cuda),
+        )
 
 
 @dataclass(frozen=True)
@@ -239,7 +262,8 @@ def fake_quantise(
     clock = clock or Clock()
     with clock("capture"):
         started = time.perf_counter()
-        graph = capture(model, (), signature.unflatten(calls[0])).graph_module
+        first = [tensor.to(device_of(model)) for tensor in calls[0]]
+        graph = capture(model, (), signature.unflatten(first)).graph_module
         seconds = time.perf_counter() - started
         if on_pass:
             on_pass(Record(CAPTURE, seconds, (0, len(graph.graph.nodes)), graph))
@@ -267,12 +291,13 @@ def observe(
     timesteps = timesteps_of(signature, calls)
     distinct, rows = contiguous_groups(timesteps or [0.0], groups)
     lookup = ActivationTable(torch.zeros(groups, 0, 2), distinct, rows)
+    device = device_of(graph)
     for call in logs.progress(calls, "calibrate", "call", show=progress):
         index = signature.timestep_index
-        t = call[index] if index is not None else torch.zeros(call[0].shape[0])
+        t = call[index].cpu() if index is not None else torch.zeros(call[0].shape[0])
         with torch.no_grad():
-            graph(*call, lookup.group(t))
-    return settle(observed_edges(graph), distinct, rows)
+            graph(*(tensor.to(device) for tensor in call), lookup.group(t).to(device))
+    return settle(observed_edges(graph), distinct, rows).to(device)
 
 
 def observed_edges(graph: GraphModule) -> list[ObservedEdge]:
@@ -286,6 +311,22 @@ def check_backend(backend: str) -> str:
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}.{near(backend, BACKENDS)}")
     return backend
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Raises BackendError for a device that is not there, or that nothing here runs on."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise BackendError(f"device={device!r} is not a device: {error}") from error
+    if found.type not in ("cpu", "cuda"):
+        raise BackendError(f"models run on cpu and cuda, not on {found.type}")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise BackendError(
+            f"device={str(device)!r}: PyTorch sees {torch.cuda.device_count()} GPUs here. "
+            "`fxquant doctor` shows the machine; a CPU build of PyTorch sees none"
+        )
+    return found
 
 
 @contextmanager

@@ -9,7 +9,7 @@
     │   └── InvariantError  a rewrite finished but left a graph its stage forbids
     ├── BackendError        no kernel, or an unknown backend
     │   ├── FallbackError   strict=True met an unplanned fallback
-    │   └── KernelBuildError  a C++ kernel did not compile (in fxquant.kernels.jit)
+    │   └── KernelBuildError  a kernel did not compile (in fxquant.kernels.jit)
     ├── ModelError          MODEL on the command line is not what the command needs
     ├── ArtifactError       a saved model is damaged, foreign or newer, or cannot be written
     ├── CheckpointError     a folder of checkpoints is damaged or belongs to another run
@@ -55,6 +55,11 @@ class InvariantError(PassError):
 
 class BackendError(FxquantError):
     """Unknown backend, or an operation no kernel can run."""
+
+
+class OperandError(BackendError, ValueError):
+    """A kernel was given a dtype, device, shape, alignment or range that it does not have; it was
+    not launched."""
 
 
 class FallbackError(BackendError):

@@ -42,7 +42,8 @@ class Kernel:
     """One implementation of one op.
 
     ``why_not`` answers None when the kernel can run a config, else a sentence that says why not.
-    ``run`` takes the op's arguments without the last one, ``kernel``.
+    ``run`` takes the op's arguments without the last one, ``kernel``. A fallback serves where no
+    kernel of the device's own does.
     """
 
     name: str
@@ -50,3 +51,4 @@ class Kernel:
     backend: str
     why_not: Callable[[Config], str | None] = field(compare=False)
     run: Callable[..., Tensor] = field(compare=False)
+    is_fallback: bool = False

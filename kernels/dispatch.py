@@ -10,14 +10,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fxquant.kernels import reference, sdpa
+from fxquant.kernels import int_mm, reference, sdpa
 from fxquant.kernels.config import Config, Kernel, TensorInfo
+from fxquant.kernels.cuda import producers as cuda
+from fxquant.kernels.cutlass.gemm import INT4, INT8, W4A4
 from fxquant.kernels.x86 import attention, gemm, onednn, producers
 
 __all__ = ["BACKENDS", "KERNELS", "Choice", "Config", "Kernel", "TensorInfo", "choose", "run"]
 
-BACKENDS = ("auto", "x86", "reference")
+BACKENDS = ("auto", "x86", "cuda", "reference")
 _EVERYWHERE = ("aten", "reference")
+_DEVICES = {"x86": ("cpu", "a CPU"), "cuda": ("cuda", "a GPU")}
+_FOR_OTHERS = ("it runs on a", "its weights have", "its activations have")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Choice:
 
     kernel: str
     reasons: tuple[tuple[str, str], ...] = ()
+    is_fallback: bool = False
+    """It is slower than the op need be on such a device; the reasons say what is missing."""
 
 
 def choose(config: Config, backend: str = "auto") -> Choice:
@@ -38,11 +44,17 @@ def choose(config: Config, backend: str = "auto") -> Choice:
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
     reasons: list[tuple[str, str]] = []
     for kernel in _kernels(config.op):
-        reason = _wrong_backend(kernel, backend) or kernel.why_not(config)
+        reason = _wrong_place(kernel, backend, config.device) or kernel.why_not(config)
         if reason is None:
-            return Choice(kernel.name, tuple(reasons))
+            return Choice(kernel.name, tuple(reasons), kernel.is_fallback)
         reasons.append((kernel.name, reason))
     raise AssertionError(f"the reference of {config.op} refused: {reasons}")
+
+
+def missing(choice: Choice) -> list[tuple[str, str]]:
+    """The kernels that a fallback stands in for, and what they lack on this machine: not those for
+    another device or other operands, which nothing could make serve the call."""
+    return [(k, why) for k, why in choice.reasons if not why.startswith(_FOR_OTHERS)]
 
 
 def run(op: str, kernel: str) -> Callable[..., Tensor]:
@@ -60,50 +72,57 @@ def _kernels(op: str) -> tuple[Kernel, ...]:
     return KERNELS[op]
 
 
-def _wrong_backend(kernel: Kernel, backend: str) -> str | None:
+def _wrong_place(kernel: Kernel, backend: str, device: str) -> str | None:
     allowed = ("reference",) if backend == "reference" else (backend, *_EVERYWHERE)
-    if backend == "auto" or kernel.backend in allowed:
-        return None
-    return f"the {backend} backend was asked for, this is a kernel of {kernel.backend}"
+    if backend != "auto" and kernel.backend not in allowed:
+        return f"the {backend} backend was asked for, this is a kernel of {kernel.backend}"
+    own, name = _DEVICES.get(kernel.backend, (device, ""))
+    return None if own == device else f"it runs on {name}, the tensors are on {device}"
 
 
 def _always(config: Config) -> None:
     return None
 
 
-def _fused(op: str) -> Kernel:
-    return Kernel("fused", op, "x86", producers.why_not, getattr(producers, op))
+def _fused(op: str) -> tuple[Kernel, ...]:
+    return (
+        Kernel("fused", op, "x86", producers.why_not, getattr(producers, op)),
+        Kernel("cuda", op, "cuda", cuda.why_not, getattr(cuda, op)),
+        _reference(op),
+    )
 
 
 def _reference(op: str) -> Kernel:
-    return Kernel("reference", op, "reference", _always, getattr(reference, op))
+    return Kernel("reference", op, "reference", _always, getattr(reference, op), is_fallback=True)
 
 
+def _layer(op: str) -> tuple[Kernel, ...]:
+    return (
+        Kernel("gemm", op, "x86", gemm.why_not, getattr(gemm, op)),
+        Kernel("gemm_int4", op, "x86", gemm.why_not_int4, getattr(gemm, op)),
+        Kernel("onednn", op, "x86", onednn.why_not, getattr(onednn, op)),
+        Kernel("onednn_int4", op, "x86", onednn.why_not_int4, getattr(onednn, op)),
+        Kernel("cutlass", op, "cuda", INT8.why_not, getattr(INT8, op)),
+        Kernel("cutlass_w4a4", op, "cuda", W4A4.why_not, getattr(W4A4, op)),
+        Kernel("cutlass_int4", op, "cuda", INT4.why_not, getattr(INT4, op)),
+        Kernel("int_mm", op, "aten", int_mm.why_not, getattr(int_mm, op), is_fallback=True),
+        _reference(op),
+    )
+
+
+_PRODUCERS = (
+    "group_norm_silu_quantize",
+    "layer_norm_quantize",
+    "geglu_quantize",
+    "cat_quantize",
+    "upsample_quantize",
+    "add_quantize",
+)
 KERNELS: dict[str, tuple[Kernel, ...]] = {
-    "quantize": (_fused("quantize"), _reference("quantize")),
-    "linear": (
-        Kernel("gemm", "linear", "x86", gemm.why_not, gemm.linear),
-        Kernel("gemm_int4", "linear", "x86", gemm.why_not_int4, gemm.linear),
-        Kernel("onednn", "linear", "x86", onednn.why_not, onednn.linear),
-        Kernel("onednn_int4", "linear", "x86", onednn.why_not_int4, onednn.linear),
-        _reference("linear"),
-    ),
-    "conv2d": (
-        Kernel("gemm", "conv2d", "x86", gemm.why_not, gemm.conv2d),
-        Kernel("gemm_int4", "conv2d", "x86", gemm.why_not_int4, gemm.conv2d),
-        Kernel("onednn", "conv2d", "x86", onednn.why_not, onednn.conv2d),
-        Kernel("onednn_int4", "conv2d", "x86", onednn.why_not_int4, onednn.conv2d),
-        _reference("conv2d"),
-    ),
-    "group_norm_silu_quantize": (
-        _fused("group_norm_silu_quantize"),
-        _reference("group_norm_silu_quantize"),
-    ),
-    "layer_norm_quantize": (_fused("layer_norm_quantize"), _reference("layer_norm_quantize")),
-    "geglu_quantize": (_fused("geglu_quantize"), _reference("geglu_quantize")),
-    "cat_quantize": (_fused("cat_quantize"), _reference("cat_quantize")),
-    "upsample_quantize": (_fused("upsample_quantize"), _reference("upsample_quantize")),
-    "add_quantize": (_fused("add_quantize"), _reference("add_quantize")),
+    "quantize": _fused("quantize"),
+    "linear": _layer("linear"),
+    "conv2d": _layer("conv2d"),
+    **{op: _fused(op) for op in _PRODUCERS},
     "attention": (
         Kernel("fused", "attention", "x86", attention.why_not, attention.attention),
         Kernel("sdpa", "attention", "aten", sdpa.why_not, sdpa.attention),

@@ -18,6 +18,7 @@ import torch
 
 from fxquant.errors import SettingError
 from fxquant.kernels import jit
+from fxquant.kernels.cuda import build
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +40,15 @@ class Machine:
     """A machine as far as kernels care.
 
     ``arch`` is ``x86_64`` or ``arm64``; ``cpu_features`` are spelled as Linux spells them;
-    ``compiler`` is the C++ compiler's path; ``cuda`` is the GPU's compute capability ("9.0").
+    ``compiler`` is the C++ compiler's path; ``cuda`` is the GPU's compute capability ("9.0"), and
+    ``cuda_kernels`` are the names of the libraries that were built for it.
     """
 
     arch: str
     cpu_features: frozenset[str]
     compiler: str | None = None
     cuda: str | None = None
+    cuda_kernels: frozenset[str] = frozenset()
 
     @property
     def has_vnni(self) -> bool:
@@ -60,6 +63,13 @@ class Machine:
         return PRESETS[name]
 
 
+def _with_gpu(capability: str) -> Machine:
+    """A machine with such a GPU, and every kernel built for it."""
+    archs = build.loads(capability)
+    names = (unit.name for arch in archs for unit in build.selected(arch))
+    return Machine("x86_64", _VNNI, "c++", capability, frozenset(names))
+
+
 PRESETS = {
     "x86-vnni": Machine("x86_64", _VNNI, "c++"),
     "x86-avx512": Machine("x86_64", AVX512, "c++"),
@@ -67,22 +77,24 @@ PRESETS = {
     "x86-generic": Machine("x86_64", frozenset(), "c++"),
     "x86-vnni-no-compiler": Machine("x86_64", _VNNI),
     "arm64": Machine("arm64", frozenset(), "c++"),
-    "cuda-sm80": Machine("x86_64", _VNNI, "c++", "8.0"),
-    "cuda-sm90": Machine("x86_64", _VNNI, "c++", "9.0"),
+    "cuda-sm80": _with_gpu("8.0"),
+    "cuda-sm90": _with_gpu("9.0"),
+    "cuda-sm90-no-kernels": Machine("x86_64", _VNNI, "c++", "9.0"),
 }
 
 
 @functools.cache
 def detect() -> Machine:
     """This machine, looked at once. Logs one notice where there is no C++ compiler."""
-    compiler = jit.find_compiler()
+    compiler, capability = jit.find_compiler(), _compute_capability()
     if compiler is None:
         logger.warning("%s Slower kernels are used instead.", jit.why_no_compiler())
     return Machine(
         arch=arch(),
         cpu_features=mask(cpu_features(), os.environ.get("FXQUANT_CPU")),
         compiler=compiler,
-        cuda=_compute_capability(),
+        cuda=capability,
+        cuda_kernels=build.available(capability) if capability else frozenset(),
     )
 
 

@@ -54,8 +54,7 @@ def linear(
     if activation in GATED:
         if residual is not None:
             raise ValueError(f"{activation} takes no residual")
-        value, gate = y.chunk(2, dim=-1)
-        y, activation = value * _activated(gate, GATED[activation]), "none"
+        y, activation = gated(y, activation), "none"
     return finish(y, activation, residual, row, out_index, out_bits, out_dtype).contiguous()
 
 
@@ -218,6 +217,12 @@ def accumulate_conv2d(
     padded = F.pad(_centered(x, row, x_index), (left, right, top, bottom))
     sums = F.conv2d(padded, q_weight, stride=tuple(stride), dilation=tuple(dilation), groups=groups)
     return sums.long()
+
+
+def gated(y: Tensor, activation: str) -> Tensor:
+    """The first half of float32 ``y`` times the activated second half."""
+    value, gate = y.chunk(2, dim=-1)
+    return value * _activated(gate, GATED[activation])
 
 
 def finish(

@@ -13,6 +13,7 @@ from fxquant.passes.lower.fuse_requantize import fuse_requantize
 from fxquant.passes.lower.integer_layers import integer_layers
 from fxquant.passes.lower.select_kernels import select_kernels
 from fxquant.passes.lower.set_compute_dtype import set_compute_dtype
+from fxquant.passes.lower.set_storage_dtype import set_storage_dtype
 from fxquant.passes.prepare.fold_constants import fold_constants
 from fxquant.passes.prepare.functionalize import functionalize
 from fxquant.passes.prepare.mark_timestep_only import mark_timestep_only
@@ -50,6 +51,7 @@ LOWER = (
 )
 BIND = (
     Step(set_compute_dtype, "lowered", "when it is settled what stays float"),
+    Step(set_storage_dtype, "lowered", "the device decides how its integers lie in memory"),
     Step(select_kernels, "lowered", "last: kernels are chosen by final shapes and dtypes"),
 )
 ALL = (*PREPARE, *OBSERVE, *FAKE_QUANT, *LOWER, *BIND)

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from fxquant.graph import runner
 from fxquant.graph.dump import dump
+from fxquant.graph.explain import fallbacks
+from fxquant.graph.options import Options
 from fxquant.graph.runner import clone
+from fxquant.kernels.machine import Machine
+from fxquant.passes import pipelines
 from fxquant.recipe import Recipe
 from tests.golden import assert_golden
 from tests.toy import story
@@ -26,6 +31,17 @@ def test_stages(name, last):
 def test_lowered(recipe):
     gm = story(Recipe.parse(recipe))["select_kernels"]
     assert_golden(dump(gm), GOLDENS / f"toy_lowered_{recipe}.txt")
+
+
+@pytest.mark.parametrize("recipe", ["w8a8-fast", "w4a8-fast"])
+def test_lowered_for_a_gpu(recipe):
+    """Without a GPU: kernels are chosen for a machine, not for this one."""
+    parsed = Recipe.parse(recipe)
+    gpu = Options(parsed, Machine.named("cuda-sm90"), device="cuda")
+    lowered = story(parsed)["fuse_requantize"]
+    gm = runner.run(pipelines.BIND, lowered, gpu)
+    assert_golden(dump(gm), GOLDENS / f"toy_lowered_{recipe}_cuda.txt")
+    assert not fallbacks(gm, gpu)
 
 
 def test_dump_is_the_same_for_a_clone():

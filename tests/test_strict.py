@@ -51,7 +51,7 @@ def test_strict_without_a_compiler_names_the_nodes_and_the_remedy() -> None:
     first, *nodes = str(caught.value).splitlines()
     assert "strict=True" in first
     assert "Install a C++ compiler, or point $CXX at one." in first
-    assert [line.split(":")[0].strip() for line in nodes] == ["fq_0", "fq_1"]
+    assert [line.split(":")[0].strip() for line in nodes] == ["fq_0, fq_1"]
     assert all("there is no C++ compiler" in line for line in nodes)
 
 

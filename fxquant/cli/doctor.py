@@ -10,8 +10,8 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from typing import Any
 import torch
 
 from fxquant._version import __version__
-from fxquant.cli.kernels import NO_CUDA
 from fxquant.cli.output import mib, show_json, show_table
 from fxquant.graph.options import Options
 from fxquant.kernels import jit, machine
-from fxquant.kernels.dispatch import KERNELS, Config, TensorInfo, choose
+from fxquant.kernels.cuda import build as cuda
+from fxquant.kernels.cuda import nvcc
+from fxquant.kernels.cuda.unit import ARCHES
+from fxquant.kernels.cutlass import headers
+from fxquant.kernels.dispatch import KERNELS, Config, TensorInfo, choose, missing
 
 EXAMPLE = "fxquant doctor"
 
@@ -51,8 +54,9 @@ def examine() -> dict[str, Any]:
     return {
         "versions": _versions(),
         "cpu": _cpu(here),
-        "compilers": {"C++": _compiler(), "nvcc": _nvcc()},
-        "gpu": _gpu(),
+        "compilers": {"C++": _compiler(), **_cuda_tools()},
+        "gpu": _gpu(here),
+        "GPU kernels": _gpu_kernels(here),
         "cache": _cache(),
         "compute dtype": str(Options(machine=here).compute_dtype).removeprefix("torch."),
         "kernels": kernels,
@@ -66,7 +70,8 @@ def would_use(here: machine.Machine) -> list[dict[str, Any]]:
     for op in KERNELS:
         for bits in (8, 4) if op in ("linear", "conv2d") else (8,):
             chosen = choose(_ordinary(op, bits, here))
-            other = [] if chosen.kernel != "reference" else [f"{k}: {w}" for k, w in chosen.reasons]
+            slow = missing(chosen) if chosen.is_fallback else []
+            other = [f"{k}: {w}" for k, w in slow]
             name = f"{op}, int{bits} weights" if op in ("linear", "conv2d") else op
             rows.append({"op": name, "kernel": chosen.kernel, "why_not": other})
     return rows
@@ -87,9 +92,7 @@ def _problems(kernels: list[dict[str, Any]]) -> list[str]:
     held: dict[str, list[str]] = {}
     for row in kernels:
         for why in row["why_not"]:
-            reason = why.partition(": ")[2]
-            if not reason.startswith("its weights have"):  # the kernel is one for other weights
-                held.setdefault(reason, []).append(row["op"])
+            held.setdefault(why.partition(": ")[2], []).append(row["op"])
     return [f"{reason}: {', '.join(ops)} run on the slow reference" for reason, ops in held.items()]
 
 
@@ -130,9 +133,15 @@ def _compiler() -> str:
     return f"{found}: {_version_line(found)}" if found else jit.why_no_compiler()
 
 
-def _nvcc() -> str:
-    found = shutil.which("nvcc")
-    return f"{found}: {_version_line(found)}" if found else "not on $PATH; nothing needs it yet"
+def _cuda_tools() -> dict[str, str]:
+    """What `fxquant kernels build --arch` needs."""
+    compiler, folder = nvcc.find(), headers.find()
+    tools = [found for tool in ("cuobjdump", "nvdisasm") if (found := nvcc.find_tool(tool))]
+    return {
+        "nvcc": f"{compiler}: {_version_line(compiler)}" if compiler else nvcc.why_not_found(),
+        "CUTLASS": f"{folder}: {headers.version(folder)}" if folder else headers.why_not_found(),
+        "cuobjdump": ", ".join(tools) if len(tools) == 2 else nvcc.why_no_tools(),
+    }
 
 
 def _version_line(program: str) -> str:
@@ -141,11 +150,22 @@ def _version_line(program: str) -> str:
     return next(lines, "it tells no version")
 
 
-def _gpu() -> str:
-    if not torch.cuda.is_available():
-        return f"none that this build of PyTorch can use. {NO_CUDA}"
-    major, minor = torch.cuda.get_device_capability()
-    return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}. {NO_CUDA}"
+def _gpu(here: machine.Machine) -> str:
+    if here.cuda is None:
+        return "none that this build of PyTorch can use"
+    return f"{torch.cuda.get_device_name()}, compute capability {here.cuda}"
+
+
+def _gpu_kernels(here: machine.Machine) -> dict[str, str]:
+    """How much is built for each architecture that has anything, and for this GPU's."""
+    built = Counter(build.arch for build in cuda.built())
+    mine = cuda.to_build(here.cuda) if here.cuda else ()
+    return {
+        arch: f"{built[arch]} of {len(cuda.selected(arch))} built"
+        + (f"; {cuda.command(here.cuda)}" if arch in mine and here.cuda and not built[arch] else "")
+        for arch in ARCHES
+        if built[arch] or arch in mine
+    }
 
 
 def _cache() -> dict[str, str]:
@@ -165,6 +185,8 @@ def _show(report: Mapping[str, Any]) -> None:
     for part in ("versions", "cpu", "compilers", "cache"):
         show_table(part, ("", ""), list(report[part].items()), left=2)
     print(f"gpu: {report['gpu']}")
+    for arch, state in report["GPU kernels"].items():
+        print(f"GPU kernels for {arch}: {state}")
     print(f"float parts compute in {report['compute dtype']}")
     rows = [(r["op"], r["kernel"], "; ".join(r["why_not"]) or "-") for r in report["kernels"]]
     show_table("kernels that would be used", ("operator", "kernel", "why not a faster"), rows, 3)

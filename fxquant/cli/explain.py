@@ -45,6 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"explain for another machine: {', '.join(PRESETS)}",
     )
     parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default cuda for a machine named after its GPU"
+    )
+    parser.add_argument(
         "--strict", action="store_true", help="end with status 2 if anything would fall back"
     )
     parser.add_argument("--nodes", action="store_true", help="a line for every node")
@@ -54,7 +57,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     machine = Machine.named(options.machine) if options.machine else detect()
     recipe, backend = Recipe.parse(options.recipe), check_backend(options.backend)
-    plan = make_plan(load_model(options.model), Options(recipe, machine, backend))
+    device = options.device or ("cuda" if (options.machine or "").startswith("cuda") else "cpu")
+    plan = make_plan(load_model(options.model), Options(recipe, machine, backend, device))
     if options.strict:
         refuse(plan.fallbacks)
     chosen = _chosen(plan, options.node, options.model)
@@ -138,7 +142,9 @@ def _plain(plan: Plan, nodes: Iterable[Node]) -> dict[str, object]:
     return {
         "recipe": plan.options.recipe.to_json(),
         "backend": plan.options.backend,
-        "machine": {**asdict(machine), "cpu_features": sorted(machine.cpu_features)},
+        "machine": {
+            k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(machine).items()
+        },
         "coverage": [asdict(row) for row in plan.coverage],
         "fallbacks": dict(plan.fallbacks),
         "nodes": [

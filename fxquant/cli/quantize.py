@@ -14,7 +14,7 @@ import fxquant
 from fxquant.cli.inputs import add_call_arguments, calls_for
 from fxquant.cli.model import add_model_arguments, load_model
 from fxquant.cli.output import check_writable, show_json
-from fxquant.compiler import check_backend
+from fxquant.compiler import check_backend, check_device
 from fxquant.presets import TASKS
 from fxquant.recipe import ATTENTION, Recipe
 from fxquant.reconstruction.training import Training
@@ -34,6 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--strict", action="store_true", help="refuse if anything would run slower than planned"
     )
     parser.add_argument("--backend", default="auto", help="kernel family, default %(default)s")
+    parser.add_argument(
+        "--device", default="cpu", help="where to compile: cpu or cuda; default %(default)s"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
@@ -53,6 +56,7 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     out, backend = check_writable(options.out), check_backend(options.backend)
+    device = check_device(options.device)
     recipe = Recipe.parse(options.recipe, options.task)
     recipe = recipe.with_(attention=options.attention or recipe.attention)
     gigabytes = options.memory_budget
@@ -64,9 +68,10 @@ def run(options: argparse.Namespace) -> int:
     }
     Training(**training).apply(recipe)  # refuses before calls are recorded
     model = load_model(options.model)
+    calls = calls_for(model, options.model, options)
     compiled = fxquant.compile(
-        model,
-        calls_for(model, options.model, options),
+        model.to(device),
+        calls,
         recipe,
         backend=backend,
         seed=options.seed,

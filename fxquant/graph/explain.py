@@ -20,7 +20,7 @@ from fxquant.graph.dump import line, records
 from fxquant.graph.lowered import LAYERS, arguments, is_op, ops
 from fxquant.graph.nodes import LAYOUT, aten, is_layer, is_symbolic, module_path, note
 from fxquant.graph.options import Options
-from fxquant.kernels.dispatch import KERNELS, Choice, Config, TensorInfo, choose
+from fxquant.kernels.dispatch import KERNELS, Choice, Config, TensorInfo, choose, missing
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
 
 TAKEN = "taken"
@@ -47,6 +47,7 @@ _JOINS: dict[Any, str] = {
 # A word of a fallback's reason, and what to do about it; the last one fits the rest.
 _REMEDIES = (
     ("no C++ compiler", "Install a C++ compiler, or point $CXX at one."),
+    ("are not built", "The command that a reason names builds them."),
     ("simulated", "Give those layers at most 8 bits, or keep_float."),
     ("stays float", "Name those layers in the recipe's keep_float, if that is what you want."),
     ("", "backend='reference' takes the slow path on purpose; `fxquant doctor` shows the machine."),
@@ -124,8 +125,10 @@ def config(node: Node, options: Options) -> Config:
             tensors[name] = _info(value[0].meta["val"])
         else:
             plain[name] = value
+    if node.target in LAYERS:
+        plain["x_bits"] = (note(node, "quant") or {})["input"]["bits"]
     op = str(node.target).split(".")[1]
-    return Config(op, tensors, plain, options.machine)
+    return Config(op, tensors, plain, options.machine, options.device)
 
 
 def _info(value: Tensor) -> TensorInfo:
@@ -192,16 +195,16 @@ def _op(node: Node) -> str:
 def fallbacks(gm: GraphModule, options: Options) -> dict[str, str]:
     """Nodes that run slower than planned, with the reason.
 
-    The reference instead of a kernel; layers that the recipe quantises but that stay float, or
-    whose integers are only simulated.
+    The reference, or another fallback, instead of a kernel; layers that the recipe quantises but
+    that stay float, or whose integers are only simulated.
     """
     slow: dict[str, str] = {}
     for node in gm.graph.nodes:
         quant = note(node, "quant") or {}
         if is_op(node) and options.backend != "reference":
             chosen = choice(node, options)
-            if chosen.kernel == "reference" and chosen.reasons:
-                slow[node.name] = "; ".join(f"not {k}: {why}" for k, why in chosen.reasons)
+            if chosen.is_fallback and chosen.reasons:
+                slow[node.name] = "; ".join(f"not {k}: {why}" for k, why in missing(chosen))
         elif is_layer(node) and "weight" in quant:
             slow[node.name] = SIMULATED
         elif is_layer(node) and quant.get("unplanned"):
@@ -210,12 +213,15 @@ def fallbacks(gm: GraphModule, options: Options) -> dict[str, str]:
 
 
 def refuse(slow: Mapping[str, str]) -> None:
-    """Raise FallbackError if there are fallbacks: what to do about them, then one a line."""
+    """Raise FallbackError if there are fallbacks: what to do about them, then each reason's nodes."""
     if not slow:
         return
-    remedies = (next(cure for word, cure in _REMEDIES if word in why) for why in slow.values())
+    nodes: dict[str, list[str]] = {}
+    for name, why in slow.items():
+        nodes.setdefault(why, []).append(name)
+    remedies = (next(cure for word, cure in _REMEDIES if word in why) for why in nodes)
     raise FallbackError(
         f"strict=True, and {len(slow)} operators would not run as planned. "
         + " ".join(dict.fromkeys(remedies))
-        + "".join(f"\n  {name}: {why}" for name, why in slow.items())
+        + "".join(f"\n  {', '.join(names)}: {why}" for why, names in nodes.items())
     )

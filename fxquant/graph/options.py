@@ -18,12 +18,14 @@ class Options:
         recipe: what the user chose.
         machine: the machine to lower for; not necessarily this one.
         backend: "auto" or one kernel family; see fxquant.kernels.dispatch.
+        device: the type of device that the graph runs on, "cpu" or "cuda".
         progress: a slow pass may show a progress bar.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     machine: Machine = field(default_factory=detect)
     backend: str = "auto"
+    device: str = "cpu"
     progress: bool = False
 
     @property
@@ -31,9 +33,12 @@ class Options:
         """dtype of the parts that stay float, in lowered graphs."""
         if self.recipe.compute_dtype != "auto":
             return getattr(torch, self.recipe.compute_dtype)
+        if self.device == "cuda":
+            return torch.float16
         return torch.bfloat16 if "avx512_bf16" in self.machine.cpu_features else torch.float32
 
     @property
     def storage_dtype(self) -> torch.dtype:
-        """How activation integers are kept in memory: q + 128 as uint8, which oneDNN requires."""
-        return torch.uint8
+        """How activation integers q are kept in memory: CPUs multiply unsigned by signed bytes,
+        and get q + 128; GPUs multiply signed ones."""
+        return torch.int8 if self.device == "cuda" else torch.uint8

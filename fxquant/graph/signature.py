@@ -61,6 +61,11 @@ class Signature:
             _check_tensor(name, found[name], rank, sample.shape[0])
         return [self._cast(found[name], name) for name in self.names]
 
+    def has_one_timestep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call gives a single timestep for all of its samples."""
+        given = bind(self.parameters, args, kwargs).get(TIMESTEP)
+        return isinstance(given, (int, float)) or (isinstance(given, Tensor) and given.numel() == 1)
+
     def unflatten(self, tensors: Sequence[Tensor]) -> dict[str, Any]:
         """Keyword arguments for forward from the flat tensors."""
         return nested(dict(zip(self.names, tensors, strict=True)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -64,9 +64,9 @@ def _sizes(gm: GraphModule, tensors: Sequence[Tensor], batch: int) -> dict[Node,
     return found
 
 
-def device_of(gm: GraphModule) -> torch.device:
-    """Where the graph's weights are."""
-    tensors = itertools.chain(gm.parameters(), gm.buffers())
+def device_of(module: nn.Module) -> torch.device:
+    """Where a graph's or model's weights are."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
     return next((t.device for t in tensors), torch.device("cpu"))
 
 

@@ -44,6 +44,7 @@ class ActivationTable(nn.Module):
         self.register_buffer("timesteps", timesteps.float())
         self.register_buffer("groups", groups)
         self._warned = False
+        self._outside: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> ActivationTable:
         return ActivationTable(self.values.clone(), self.timesteps.clone(), self.groups.clone())
@@ -66,7 +67,7 @@ class ActivationTable(nn.Module):
 
     def _warn_outside(self, t: Tensor) -> None:
         low, high = self.timesteps[0], self.timesteps[-1]
-        if self._warned or bool(((t >= low) & (t <= high)).all()):
+        if self._warned or not self._is_outside(((t < low) | (t > high)).any()):
             return
         with _warning:
             if not self._warned:
@@ -77,6 +78,16 @@ class ActivationTable(nn.Module):
                     float(low),
                     float(high),
                 )
+
+    def _is_outside(self, now: Tensor) -> bool:
+        """``now``; of a GPU the answer to a call before: waiting for it would stop every step."""
+        if now.device.type != "cuda":
+            return bool(now)
+        if self._outside is None:
+            self._outside = torch.zeros((), dtype=torch.bool, pin_memory=True)
+        before = bool(self._outside)
+        self._outside.copy_(now, non_blocking=True)
+        return before
 
 
 def nearest(sorted_values: Tensor, x: Tensor) -> Tensor:

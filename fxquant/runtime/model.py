@@ -22,6 +22,7 @@ from fxquant.graph.signature import Signature
 from fxquant.quant.table import ActivationTable
 from fxquant.recipe import Recipe
 from fxquant.runtime.artifact import save
+from fxquant.runtime.cuda_graph import CapturedSteps
 from fxquant.runtime.manifest import Origin
 from fxquant.runtime.summary import Summary
 
@@ -76,6 +77,7 @@ class QuantizedModel(nn.Module):
         self.origin = origin
         self._output = output
         self._limits = input_limits(graph)
+        self._captured: CapturedSteps | None = None
         if not owned:
             _own_tensors(self)
         self.eval()
@@ -101,30 +103,54 @@ class QuantizedModel(nn.Module):
         if "return_dict" in parameters and len(args) > parameters.index("return_dict"):
             return_dict = args[parameters.index("return_dict")]
         tensors = self.signature.flatten(args, kwargs)
+        alike = self.signature.has_one_timestep(args, kwargs)
         for name, tensor, limits in zip(self.signature.names, tensors, self._limits, strict=False):
             check_limits(name, tensor, limits)
-        result = self.run(tensors)
+        result = self.run(tensors, alike)
         if "return_dict" not in parameters:
             return result
         return self._output(result) if return_dict and self._output else (result,)
 
-    def run(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The graph on flat tensors; samples whose timesteps use different rows run apart."""
+    def run(self, tensors: Sequence[Tensor], alike: bool = False) -> Tensor:
+        """The graph on flat tensors; samples whose timesteps use different rows run apart.
+
+        Args:
+            alike: all samples have one timestep. Then the row is chosen where the table is, and
+                nothing waits for a GPU.
+        """
         index = self.signature.timestep_index
         if self.table.values.shape[0] == 1 or index is None:
-            return self.graph(*tensors, self.table.row(0))
+            return self._step(tensors, self.table.row(0))
+        if alike:
+            return self._step(tensors, self.table.rows(tensors[index][:1])[0])
         groups = self.table.group(tensors[index])
         result: Tensor | None = None
         for group in groups.unique().tolist():
             chosen = groups == group
             if bool(chosen.all()):
-                return self.graph(*tensors, self.table.row(group))
-            part = self.graph(*(t[chosen] for t in tensors), self.table.row(group))
+                return self._step(tensors, self.table.row(group))
+            part = self._step([t[chosen] for t in tensors], self.table.row(group))
             if result is None:
                 result = part.new_empty(groups.shape[0], *part.shape[1:])
             result[chosen] = part
         assert result is not None
         return result
+
+    def _step(self, tensors: Sequence[Tensor], row: Tensor) -> Tensor:
+        return (self._captured or self.graph)(*tensors, row)
+
+    def capture_steps(self) -> QuantizedModel:
+        """From now on run steps as CUDA graphs, captured at the first call with each shape.
+
+        A step then costs one launch instead of a thousand. Returns the model itself.
+
+        Raises:
+            BackendError: the model is not on a GPU.
+        """
+        if self.device.type != "cuda":
+            raise BackendError(f"CUDA graphs need a GPU; this model runs on {self.device}")
+        self._captured = CapturedSteps(self.graph)
+        return self
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model for `fxquant.load`: weights and table as they are, the graph as data.

@@ -14,9 +14,13 @@ from torch.fx import GraphModule, Node
 
 from fxquant.graph.lowered import LAYERS, arguments, ops
 from fxquant.graph.nodes import attribute
+from fxquant.kernels.cutlass.gemm import INT4, INT8, W4A4
 from fxquant.kernels.x86 import gemm, onednn
 
-_PACKING = {"gemm": gemm, "gemm_int4": gemm, "onednn": onednn, "onednn_int4": onednn}
+_PACKING: dict[str, Any] = {
+    "gemm": gemm, "gemm_int4": gemm, "onednn": onednn, "onednn_int4": onednn,
+    "cutlass": INT8, "cutlass_int4": INT4, "cutlass_w4a4": W4A4,
+}  # fmt: skip
 
 
 def pack_weights(bound: GraphModule, release: Callable[[str], None]) -> None:

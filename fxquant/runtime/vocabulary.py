@@ -135,7 +135,7 @@ def encoded(value: Any) -> Any:
     if isinstance(value, torch.memory_format):
         return {"layout": str(value).removeprefix("torch.")}
     if isinstance(value, torch.device):
-        return {"device": value.type}
+        return {"device": "cpu"}  # where it runs is settled when it is loaded
     if value is torch.strided:
         return {"layout": "strided"}
     raise ArtifactError(f"the saved form has no {type(value).__name__} arguments ({value!r})")

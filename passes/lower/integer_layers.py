@@ -38,7 +38,7 @@ def integer_layers(gm: GraphModule, *, options: Options) -> GraphModule:
 
     Attention multiplies integers where q, k and v are quantised. Layers with more than 8 bits stay
     simulated: there is no kernel for them. Operators name the reference kernel until
-    select_kernels.
+    select_kernels, and integers are stored as uint8 until set_storage_dtype.
 
         %fq_0: f32[Bx32x8hx8w] = fake_quantize(%silu, %row, 0, 8)
         %conv2d: f32[...] = conv2d(%fq_0, %fq_conv1_weight, conv1.bias, [1, 1], [1, 1])
@@ -54,7 +54,7 @@ def integer_layers(gm: GraphModule, *, options: Options) -> GraphModule:
             layer.args = (pad.args[0], *layer.args[1:])
     sources = {e: edge_source(e) for n in (*layers, *attention) for e in edges(n)}
     roots = dict.fromkeys(s for s in sources.values() if s.target is fake_quantize)
-    quantised = {root: _quantise(gm, root, options.storage_dtype) for root in roots}
+    quantised = {root: _quantise(gm, root) for root in roots}
     for layer, pad in pads.items():
         _lower(gm, layer, quantised[sources[Edge(layer, "input")]], pad)
     row = next(n for n in gm.graph.nodes if n.op == "placeholder" and n.name == "row")
@@ -81,12 +81,12 @@ def _pad_before(layer: Node) -> Node | None:
     return chain[0] if chain and chain[0].target in (PAD, CONSTANT_PAD) else None
 
 
-def _quantise(gm: GraphModule, root: Node, dtype: torch.dtype) -> Node:
+def _quantise(gm: GraphModule, root: Node) -> Node:
     """The quantize node in place of a fake_quantize; users keep reading it."""
     x, row, index, bits = root.args
     name = root.name
     with gm.graph.inserting_before(root):
-        args = (x, row, index, bits, "none", dtype, "reference")
+        args = (x, row, index, bits, "none", torch.uint8, "reference")
         new = call(gm, ops.quantize.default, args, like=root)
     write_note(new, source=name)
     replace(root, new)

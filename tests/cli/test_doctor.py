@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ def test_the_machine_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert told["versions"]["torch"] == torch.__version__
     assert told["cpu"]["architecture"] == HERE.arch
     assert told["cache"]["folder"] == str(jit.cache_dir())
-    assert "CUDA kernels do not exist yet" in told["gpu"]
+    assert {"C++", "nvcc", "cuobjdump", "CUTLASS"} == set(told["compilers"])
+    assert bool(HERE.cuda) == ("compute capability" in told["gpu"])
     assert {row["op"].partition(",")[0] for row in told["kernels"]} == set(KERNELS)
     assert bool(told["problems"]) != FULL_SPEED
 
@@ -94,3 +96,21 @@ def test_what_would_be_used_depends_on_the_machine() -> None:
     arm = {row["op"]: row for row in would_use(Machine.named("arm64"))}
     assert arm["conv2d, int8 weights"]["kernel"] == "reference"
     assert "compiled for x86_64, this is arm64" in arm["conv2d, int8 weights"]["why_not"][0]
+
+
+def test_what_builds_gpu_kernels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FXQUANT_CACHE", str(tmp_path))
+    monkeypatch.setenv("FXQUANT_CUTLASS", str(tmp_path))
+    monkeypatch.setenv("CUDACXX", "no-such-program")
+    gpu = dataclasses.replace(HERE, cuda="9.0")
+    monkeypatch.setattr(machine, "detect", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    main(["doctor", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert "No nvcc was found" in told["compilers"]["nvcc"]
+    assert "name CUTLASS's include folder" in told["compilers"]["CUTLASS"]
+    assert told["gpu"] == "a GPU, compute capability 9.0"
+    assert told["GPU kernels"]["90a"].startswith("0 of ")
+    assert told["GPU kernels"]["90"].endswith("; fxquant kernels build --arch 90a,90")

@@ -96,13 +96,17 @@ def test_one_node_shows_every_kernel(toy: str, capsys: pytest.CaptureFixture[str
     assert cli.main(["explain", toy, "downsample", "--machine", "x86-vnni"]) == 0
     out = capsys.readouterr().out.splitlines()
     conv = next(k for k, text in enumerate(out) if "fxquant.conv2d(" in text)
-    assert out[conv + 1 : conv + 8] == [
+    assert out[conv + 1 : conv + 12] == [
         "  module downsample.conv",
         "  precision w8a8, 2,320 parameters, 36,864 multiply-accumulates an image",
         "  kernel gemm: taken",
         "  kernel gemm_int4: not needed: gemm comes before it",
         "  kernel onednn: not needed: gemm comes before it",
         "  kernel onednn_int4: not needed: gemm comes before it",
+        "  kernel cutlass: not needed: gemm comes before it",
+        "  kernel cutlass_w4a4: not needed: gemm comes before it",
+        "  kernel cutlass_int4: not needed: gemm comes before it",
+        "  kernel int_mm: not needed: gemm comes before it",
         "  kernel reference: not needed: gemm comes before it",
     ]
     assert cli.main(["explain", toy, "%conv2d", "--machine", "x86-vnni"]) == 0

@@ -100,6 +100,18 @@ def test_every_kernel_is_reachable() -> None:
     ]
     configs += [producer(op) for op in cases.PRODUCERS]
     configs += [attention(machine=machine) for machine in machines]
+    gpus = [Machine.named(name) for name in PRESETS if name.startswith("cuda")]
+    configs += [
+        layer(op, gpu, "cuda", weight_bits=bits, x_bits=x_bits, x=torch.int8)
+        for op in ("linear", "conv2d")
+        for bits, x_bits in ((8, 8), (4, 8), (4, 4))
+        for gpu in gpus
+    ]
+    configs += [
+        replace(producer(op, gpu, dtype=torch.int8), device="cuda")
+        for op in cases.PRODUCERS
+        for gpu in gpus
+    ]
     reached = {(c.op, choose(c, backend).kernel) for c in configs for backend in BACKENDS}
     assert reached == {(k.op, k.name) for kernels in KERNELS.values() for k in kernels}
 
@@ -111,7 +123,7 @@ def test_backends() -> None:
     assert "the reference backend was asked for" in choice.reasons[0][1]
     assert choose(attention(torch.float16, torch.float16), "x86").kernel == "sdpa"
     assert choose(attention(), "reference").kernel == "reference"
-    with pytest.raises(ValueError, match="unknown backend 'tpu'; there are auto, x86, reference"):
+    with pytest.raises(ValueError, match="unknown backend 'tpu'; there are auto, x86, cuda, reference"):
         choose(layer(), "tpu")
 
 

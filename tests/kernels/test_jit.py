@@ -56,7 +56,7 @@ def answer_of(process: subprocess.Popen[str]) -> str:
 def test_a_second_load_compiles_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert jit.load(source, ("-O1",), 1).answer() == 42
     assert [p.name.split("-")[0] for p in builds()] == ["small"]
-    monkeypatch.setattr(jit, "_build", None)
+    monkeypatch.setattr(jit, "make", None)
     jit._loaded.clear()
     assert jit.load(source, ("-O1",), 1).answer() == 42
 
@@ -95,7 +95,7 @@ def test_a_damaged_build_is_made_again(source: Path, damage: str) -> None:
         (digest if damage == "digest lost" else library).unlink()
     assert answer_of(start(source)) == "42"
     assert builds() == [build]
-    assert jit._is_sound(build)
+    assert jit.is_sound(build)
 
 
 @needs_compiler

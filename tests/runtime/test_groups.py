@@ -57,6 +57,16 @@ def test_the_row_is_that_of_the_nearest_calibrated_timestep(timestep: int, row: 
     assert not any(torch.equal(result, other) for other in others)
 
 
+@pytest.mark.parametrize("timestep", [0, 226, 500, 999])
+@pytest.mark.parametrize("kind", [int, torch.tensor, lambda t: torch.tensor([t])])
+def test_one_timestep_for_a_batch_is_one_for_each_sample(timestep: int, kind: Any) -> None:
+    model, call = grouped(), call_at(timestep, timestep)
+    one = {**call, "timestep": kind(timestep)}
+    assert model.signature.has_one_timestep((), one)
+    assert not model.signature.has_one_timestep((), call)
+    assert torch.equal(c.result(model, one), c.result(model, call))
+
+
 def test_the_order_of_calls_does_not_matter() -> None:
     model = c.fresh(grouped())
     calls = [call_at(t, t) for t in (999.0, 0.0, 500.0, 500.0, 300.0)]

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fxquant
 from fxquant import QuantizedModel
 from fxquant.errors import BackendError
 from tests.runtime import compiled as c
@@ -281,3 +283,14 @@ def test_the_reference_backend_agrees_with_the_fast_one() -> None:
     assert error[0] < 1.1 * error[1] < 1.21 * error[0]
     assert relative_error(fast, slow) < max(error)
     same_state(reference, c.toy().state_dict())
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for device, said in (("cuda:63", "PyTorch sees"), ("meta", "not on meta"), ("tpu", "device")):
+        with pytest.raises(BackendError, match=said):
+            fxquant.load(tmp_path / "nothing", device=device)
+
+
+def test_cuda_graphs_need_a_gpu() -> None:
+    with pytest.raises(BackendError, match="CUDA graphs need a GPU; this model runs on cpu"):
+        c.shared_mite().capture_steps()

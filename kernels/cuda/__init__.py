@@ -1,0 +1,1 @@
+"""Kernels for NVIDIA GPUs: what all of them need, and the producers."""

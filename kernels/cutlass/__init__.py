@@ -1,0 +1,1 @@
+"""Integer GEMM and convolution for NVIDIA GPUs, on CUTLASS."""
