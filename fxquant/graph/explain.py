@@ -213,7 +213,7 @@ def fallbacks(gm: GraphModule, options: Options) -> dict[str, str]:
 
 
 def refuse(slow: Mapping[str, str]) -> None:
-    """Raise FallbackError if there are fallbacks: what to do about them, then each reason's nodes."""
+    """Raise FallbackError if there are fallbacks: what to do, and which for what reason."""
     if not slow:
         return
     nodes: dict[str, list[str]] = {}

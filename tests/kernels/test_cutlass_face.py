@@ -1,12 +1,11 @@
 """The Python face of the CUTLASS libraries, and whole graphs lowered for a GPU, without one.
 
-The libraries are the drivers' own code, played by the CPU (see cutlass_oracle.cpp and cuda_on_cpu/).
+The libraries are the drivers' own code, played by the CPU: cutlass_oracle.cpp, cuda_on_cpu/.
 """
 
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from fxquant.graph import runner
 from fxquant.graph.options import Options
 from fxquant.kernels import pack, reference
 from fxquant.kernels.cutlass import gemm
-from fxquant.kernels.cutlass.gemm import INT4, INT8, W4A4, Products
+from fxquant.kernels.cutlass.gemm import INT4, INT8, W4A4
 from fxquant.kernels.int4 import pack_int4
 from fxquant.kernels.machine import Machine
 from fxquant.passes.pipelines import BIND
@@ -177,7 +176,9 @@ def test_a_weight_that_lies_right_is_not_copied_and_not_kept() -> None:
           "weight": torch.zeros(8, 70000, dtype=torch.int8)}, "does not take these sizes"),
     ],
 )  # fmt: skip
-def test_what_it_does_not_take_is_refused_before_a_launch(changed: dict[str, Any], said: str) -> None:
+def test_what_it_does_not_take_is_refused_before_a_launch(
+    changed: dict[str, Any], said: str
+) -> None:
     good = {
         "x": torch.zeros(4, 16, dtype=torch.int8), "row": ROW, "x_index": 0,
         "weight": torch.zeros(8, 16, dtype=torch.int8), "weight_scale": torch.ones(8),

@@ -123,7 +123,9 @@ def test_backends() -> None:
     assert "the reference backend was asked for" in choice.reasons[0][1]
     assert choose(attention(torch.float16, torch.float16), "x86").kernel == "sdpa"
     assert choose(attention(), "reference").kernel == "reference"
-    with pytest.raises(ValueError, match="unknown backend 'tpu'; there are auto, x86, cuda, reference"):
+    with pytest.raises(
+        ValueError, match="unknown backend 'tpu'; there are auto, x86, cuda, reference"
+    ):
         choose(layer(), "tpu")
 
 
