@@ -52,7 +52,7 @@ setup(
     package_data={
         "fxquant": ["py.typed"],
         "fxquant.assets": ["**/*.safetensors", "**/*.json", "**/*.md"],
-        "fxquant.kernels": ["**/*.cpp", "**/*.cu", "**/*.cuh", "**/*.h"],
+        "fxquant.kernels": ["**/*.cpp", "**/*.cu", "**/*.cuh", "**/*.h", "**/*.json"],
     },
     zip_safe=False,
     install_requires=[

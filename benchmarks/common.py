@@ -186,7 +186,7 @@ def digest_of_sources() -> str:
     files = (f for part in _SOURCES for f in sorted((HERE.parent / part).rglob("*.*")))
     digest = hashlib.sha256()
     for file in files:
-        if file.suffix in {".py", ".cpp", ".h"}:
+        if file.suffix in {".py", ".cpp", ".h", ".cu", ".cuh"}:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

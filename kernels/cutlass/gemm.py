@@ -69,7 +69,10 @@ class Products:
         Raises:
             OperandError: a dtype, device, shape or range that the kernels do not have.
         """
-        _check(x, row, weight, (x_index, out_index), residual, out_dtype)
+        tensors = {"bias": bias, "residual": residual}
+        _check(x, row, weight, weight_scale, (x_index, out_index), activation, out_dtype, tensors)
+        channels, outputs = x.shape[-1], weight.shape[0]
+        _check_weight(weight, weight_bits, channels)
         if activation in reference.GATED:
             if residual is not None or weight.shape[0] % 2:
                 raise OperandError(f"{activation} takes no residual, and even numbers of channels")
@@ -77,7 +80,6 @@ class Products:
             wide = torch.float16 if out_index >= 0 else out_dtype
             y = self.linear(*inputs, "none", None, -1, 8, wide)
             return _gated(y, activation, row, out_index, out_bits, out_dtype)
-        channels, outputs = x.shape[-1], weight.shape[0]
         pack = self.prepare(weight, weight_bits, channels, (1, 1))
         out = torch.empty((*x.shape[:-1], outputs), dtype=out_dtype, device=x.device)
         rows = out.numel() // max(outputs, 1)
@@ -114,10 +116,12 @@ class Products:
         Raises:
             OperandError: a dtype, device, shape or range that the kernels do not have.
         """
-        _check(x, row, weight, (x_index, out_index), residual, out_dtype)
-        if groups != 1:
-            raise OperandError(f"grouped convolution ({groups} groups) is not for this kernel")
+        tensors = {"bias": bias, "residual": residual, "channel_add": channel_add}
+        _check(x, row, weight, weight_scale, (x_index, out_index), activation, out_dtype, tensors)
+        if groups != 1 or activation in reference.GATED:
+            raise OperandError(f"no convolution here has {groups} groups and ends in {activation}")
         batch, channels, height, width = x.shape
+        _check_weight(weight, weight_bits, channels * kernel_size[0] * kernel_size[1])
         pack = self.prepare(weight, weight_bits, channels, kernel_size)
         top, bottom, left, right = padding
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
@@ -128,7 +132,7 @@ class Products:
         if residual is not None:
             residual = residual.permute(0, 2, 3, 1)
         if channel_add is not None:
-            channel_add = channel_add.expand(batch, weight.shape[0])
+            channel_add = _expanded("channel_add", channel_add, (batch, weight.shape[0]))
         end = _epilogue(
             row, x_index, weight_scale, pack.sums, bias, channel_add, activation, residual,
             out.permute(0, 2, 3, 1), out_index, out_bits,
@@ -293,20 +297,43 @@ def _check(
     x: Tensor,
     row: Tensor,
     weight: Tensor,
-    indices: Sequence[int],
-    residual: Tensor | None,
+    weight_scale: Tensor,
+    indices: tuple[int, int],
+    activation: str,
     out_dtype: torch.dtype,
+    others: dict[str, Tensor | None],
 ) -> None:
     """Everything that a kernel could not report, before it is launched."""
-    launch.check(x.device, row=row, weight=weight, residual=residual)
+    launch.check(x.device, row=row, weight=weight, weight_scale=weight_scale, **others)
     if x.dtype != torch.int8:
         raise OperandError(f"activations are int8 on a GPU, not {x.dtype}")
-    if weight.dtype not in (torch.int8, torch.uint8):
-        raise OperandError(f"weights are int8, or nibbles in uint8, not {weight.dtype}")
+    for name, tensor in (("weight_scale", weight_scale), ("bias", others["bias"])):
+        if tensor is not None and tensor.shape != weight.shape[:1]:
+            raise OperandError(f"{name} is {list(tensor.shape)}, the weight {list(weight.shape)}")
+    if activation not in launch.ACTIVATIONS | reference.GATED.keys():
+        raise OperandError(f"there is no activation {activation!r}")
     for index in indices[: 1 if indices[1] < 0 else 2]:
         launch.check_row(row, index)
     if out_dtype not in launch.TYPES or (out_dtype == torch.int8) != (indices[1] >= 0):
         raise OperandError(f"quantiser {indices[1]} does not write {out_dtype}")
+
+
+def _check_weight(weight: Tensor, bits: int, k: int) -> None:
+    """``k`` weights of so many bits for each output channel."""
+    dtype, size = (torch.int8, k) if bits > 4 else (torch.uint8, (k + 1) // 2)
+    if weight.dtype != dtype or weight.numel() != weight.shape[0] * size:
+        raise OperandError(
+            f"{k} weights per channel take {dtype} [N, {size}], "
+            f"not {weight.dtype} {list(weight.shape)}"
+        )
+
+
+def _expanded(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    if tensor.dim() != len(shape) or any(
+        a not in (1, b) for a, b in zip(tensor.shape, shape, strict=True)
+    ):
+        raise OperandError(f"{name} is {list(tensor.shape)}, not {list(shape)}")
+    return tensor.expand(*shape)
 
 
 def _epilogue(
@@ -325,7 +352,7 @@ def _epilogue(
     """``residual`` and ``out`` are of one shape, in memory order."""
     if residual is not None:
         residual = residual if residual.dtype in launch.TYPES else residual.float()
-        residual = residual.expand(out.shape).contiguous()
+        residual = _expanded("residual", residual, out.shape).contiguous()
     kept = [
         None if tensor is None else tensor.float().contiguous()
         for tensor in (weight_scale, bias, channel_add)

@@ -15,7 +15,6 @@
 // number of threads.
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -24,6 +23,7 @@
 #include "attention_dot.h"
 #include "numbers.h"
 #include "parallel.h"
+#include "store.h"
 #include "vector.h"
 
 namespace {
@@ -58,54 +58,66 @@ inline const T* row(const Tensor& t, int64_t batch, int64_t head, int64_t token)
   return static_cast<const T*>(t.data) + batch * t.batch + head * t.head + token * t.token;
 }
 
+// Rows that are read soon come into cache: they lie apart, and the CPU does not see them coming.
+template <class T>
+FXQUANT_INLINE void fetch_later(const T* from, const Tensor& t) {
+  __builtin_prefetch(from + 8 * t.token);
+}
+
 // ---- packing -----------------------------------------------------------------------------------
 
 // What a thread works on; sized once.
 template <class Dot>
 struct Scratch {
   int64_t words, groups;        // of a key's channels, of a head's keys
-  std::vector<int32_t> keys;    // [keys, words]
+  int64_t stride;               // words, up to whole registers
+  std::vector<int32_t> keys;    // [keys, stride]
   std::vector<int32_t> start;   // [keys]: where the sums of a key begin
   std::vector<int32_t> values;  // [groups, value_channels]
   std::vector<Ints> queries;    // [words, kRegisters]
   std::vector<Floats> scores;   // [kKeys, kRegisters]
   std::vector<Ints> weights;    // [kKeys / kStep, kRegisters]
   std::vector<Floats> out;      // [value_channels, kRegisters]
-  std::vector<float> line;      // [value_channels]
+  std::vector<Ints> rows;       // [value_channels, kRegisters]: out, as it is stored
 
   explicit Scratch(const Call& c)
       : words(ceil_div(c.channels, Dot::kStep)),
         groups(ceil_div(c.keys, Dot::kStep)),
-        keys(c.keys * words),
+        stride(ceil_div(words, kLanes) * kLanes),
+        keys(c.keys * stride),
         start(c.keys),
         values(groups * c.value_channels),
         queries(words * kRegisters),
         scores(kKeys * kRegisters),
         weights(kKeys / Dot::kStep * kRegisters),
         out(c.value_channels * kRegisters),
-        line(c.value_channels) {}
+        rows(c.value_channels * kRegisters) {}
 };
 
 template <class Dot>
 void pack_keys(const Call& c, int64_t b, int64_t h, Scratch<Dot>& s) {
   using In = typename Dot::In;
-  const int32_t zero = std::is_same_v<In, uint8_t> ? int32_t(c.q_step[1]) + 128 : 0;
   for (int64_t key = 0; key < c.keys; ++key) {
     const In* from = row<In>(c.k, b, h, key);
-    int32_t* to = s.keys.data() + key * s.words;
-    if constexpr (std::is_same_v<In, uint8_t>) {
-      int32_t sum = 0;
-      uint8_t* bytes = reinterpret_cast<uint8_t*>(to);
-      for (int64_t i = 0; i < c.channels; ++i) {
-        bytes[i] = from[i] ^ 0x80;
-        sum += int32_t(from[i]) - 128;
-      }
-      // The query's zero point; the key's adds the same to all scores of a query.
-      s.start[key] = -zero * sum;
-    } else if constexpr (Dot::kStep == 2) {
-      std::memcpy(to, from, c.channels * sizeof(In));
-    } else {
+    int32_t* to = s.keys.data() + key * s.stride;
+    fetch_later(from, c.k);
+    if constexpr (Dot::kStep == 1) {
       for (int64_t i = 0; i < c.channels; ++i) to[i] = int32_t(Dot::bits(from[i]));
+    } else {
+      std::memcpy(to, from, c.channels * sizeof(In));
+    }
+    if constexpr (std::is_same_v<In, uint8_t>) {
+      std::memset(reinterpret_cast<uint8_t*>(to) + c.channels, 128, 4 * s.stride - c.channels);
+      Ints sums = {};
+      for (int64_t w = 0; w < s.stride; w += kLanes) {
+        const Ints x = load_vector<Ints>(to + w) ^ splat(int32_t(0x80808080));
+        store_vector(to + w, x);
+        sums = dot_bytes(sums, splat(0x01010101), x);
+      }
+      int32_t sum = 0;
+      for (int i = 0; i < kLanes; ++i) sum += sums[i];
+      // The query's zero point; the key's adds the same to all scores of a query.
+      s.start[key] = -(int32_t(c.q_step[1]) + 128) * sum;
     }
   }
 }
@@ -117,8 +129,10 @@ void pack_values(const Call& c, int64_t b, int64_t h, Scratch<Dot>& s) {
   for (int64_t g = 0; g < s.groups; ++g) {
     int32_t* to = s.values.data() + g * c.value_channels;
     const In* from[kStep];
-    for (int j = 0; j < kStep; ++j)
+    for (int j = 0; j < kStep; ++j) {
       from[j] = row<In>(c.v, b, h, std::min(g * kStep + j, c.keys - 1));  // weight 0 past the end
+      fetch_later(from[j], c.v);
+    }
     for (int64_t i = 0; i < c.value_channels; ++i) {
       uint32_t word = 0;
       if constexpr (std::is_same_v<In, uint8_t>) {
@@ -139,6 +153,7 @@ void pack_queries(const Call& c, int64_t b, int64_t h, int64_t first, Scratch<Do
   const int64_t whole = c.channels / Dot::kStep;
   for (int64_t i = 0; i < count; ++i) {
     const In* from = row<In>(c.q, b, h, first + i);
+    fetch_later(from, c.q);
     for (int64_t w = 0; w < whole; ++w) {
       if constexpr (Dot::kStep == 1) {
         to[w * kQueries + i] = int32_t(Dot::bits(from[w]));
@@ -199,7 +214,7 @@ void score(const Scratch<Dot>& s, int64_t first, int64_t count, float factor, Fl
     for (int i = 0; i < kCount; ++i)
 #pragma GCC unroll 4
       for (int v = 0; v < kRegisters; ++v) sum[i][v] = Dot::start(s.start[first + r + i]);
-    multiply<Dot, kCount>(s.queries.data(), s.keys.data() + (first + r) * s.words, s.words, 1,
+    multiply<Dot, kCount>(s.queries.data(), s.keys.data() + (first + r) * s.stride, s.stride, 1,
                           s.words, sum);
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i)
@@ -288,31 +303,46 @@ void blend(Scratch<Dot>& s, int64_t channels, int64_t group, int64_t groups,
 
 // ---- one block of queries ----------------------------------------------------------------------
 
-// The lanes of s.out, divided by the sums of weights, as rows of the output tensor.
-template <class Dot, class Put>
-void write(const Call& c, Scratch<Dot>& s, int64_t first, const Floats (&top)[kRegisters],
-           const Floats (&total)[kRegisters], Put put_at) {
+// The lanes of s.out, divided by the sums of weights, as rows of the output tensor. Numbers of the
+// same query share a lane where they are narrow, so that fewer words are moved one by one.
+template <class Dot, class Store>
+void write(const Call& c, Scratch<Dot>& s, int64_t b, int64_t h, int64_t first,
+           const Floats (&top)[kRegisters], const Floats (&total)[kRegisters], const Store& store) {
+  using Out = typename Store::Stored;
+  constexpr int kSize = sizeof(Out), kTogether = 4 / kSize;
   const float factor = Dot::kStep == 4 ? c.v_step[0] : 1.0f;
   const float zero_point = Dot::kStep == 4 ? c.v_step[1] : 0.0f;
   for (int v = 0; v < kRegisters; ++v) {
     // A query whose keys are all masked has no weights to speak of, and gets zeros.
     const Ints any = top[v] > splat(kLowest);
     const Floats per = splat(factor) / total[v];
-    for (int64_t d = 0; d < c.value_channels; ++d) {
-      Floats& x = s.out[d * kRegisters + v];
-      x = as_floats(as_ints(x * per - splat(zero_point * factor)) & any);
+    const auto lanes = [&](int64_t d) {
+      const Floats x = s.out[d * kRegisters + v] * per - splat(zero_point * factor);
+      return store.lanes(as_floats(as_ints(x) & any));
+    };
+    for (int64_t d = 0; d < c.value_channels; d += kTogether) {
+      Ints word = lanes(d);
+      for (int j = 1; j < kTogether && d + j < c.value_channels; ++j) {
+        const int32_t below = (1 << (8 * kSize * j)) - 1;
+        word = (word & below) | (lanes(d + j) << (8 * kSize * j));
+      }
+      s.rows[d / kTogether * kRegisters + v] = word;
     }
   }
-  const float* from = reinterpret_cast<const float*>(s.out.data());
+  const int32_t* from = reinterpret_cast<const int32_t*>(s.rows.data());
   const int64_t count = std::min<int64_t>(kQueries, c.queries - first);
+  const int64_t whole = c.value_channels / kTogether, rest = c.value_channels % kTogether;
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t d = 0; d < c.value_channels; ++d) s.line[d] = from[d * kQueries + i];
-    put_at(first + i, s.line.data());
+    Out* to = const_cast<Out*>(row<Out>(c.out, b, h, first + i));
+    for (int64_t w = 0; w < whole; ++w)
+      std::memcpy(to + w * kTogether, from + w * kQueries + i, 4);
+    if (rest) std::memcpy(to + whole * kTogether, from + whole * kQueries + i, rest * kSize);
   }
 }
 
-template <class Dot, class Put>
-void attend(const Call& c, Scratch<Dot>& s, int64_t b, int64_t h, int64_t query, Put put_at) {
+template <class Dot, class Store>
+void attend(const Call& c, Scratch<Dot>& s, int64_t b, int64_t h, int64_t query,
+            const Store& store) {
   const float unit = Dot::kStep == 4 ? c.q_step[0] * c.k_step[0] : 1.0f;
   const float factor = c.scale * unit * kLog2E;
   pack_queries(c, b, h, query, s);
@@ -337,11 +367,11 @@ void attend(const Call& c, Scratch<Dot>& s, int64_t b, int64_t h, int64_t query,
     }
     blend(s, c.value_channels, first / Dot::kStep, ceil_div(count, Dot::kStep), keep, take);
   }
-  write(c, s, query, top, total, put_at);
+  write(c, s, b, h, query, top, total, store);
 }
 
-template <class Dot, class Put>
-void run(const Call& c, Put put) {
+template <class Dot, class Store>
+void run(const Call& c, const Store& store) {
   const int64_t blocks = ceil_div(c.queries, kQueries), tasks = c.batch * c.heads * blocks;
   share(tasks, c.threads, [&](int64_t begin, int64_t end) {
     Scratch<Dot> s(c);
@@ -353,24 +383,14 @@ void run(const Call& c, Put put) {
         pack_values(c, b, h, s);
         packed = head;
       }
-      attend(c, s, b, h, task % blocks * kQueries, [&](int64_t token, const float* line) {
-        const int64_t at = b * c.out.batch + h * c.out.head + token * c.out.token;
-        fill(put, at, c.value_channels, [=](int64_t d) { return line[d]; });
-      });
+      attend(c, s, b, h, task % blocks * kQueries, store);
     }
   });
 }
 
 template <class Dot>
 void with_output(const Call& c) {
-  void* out = const_cast<void*>(c.out.data);
-  if (c.out_type == kFloat32) {
-    run<Dot>(c, ToFloat32{static_cast<float*>(out)});
-  } else if (c.out_type == kBfloat16) {
-    run<Dot>(c, ToBfloat16{static_cast<Bfloat16*>(out)});
-  } else {
-    run<Dot>(c, ToInteger(out, c.out_step, c.out_bits, c.out_type));
-  }
+  with_store(c.out_type, c.out_step, c.out_bits, [&](const auto& store) { run<Dot>(c, store); });
 }
 
 }  // namespace

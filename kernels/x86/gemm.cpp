@@ -25,8 +25,8 @@
 
 namespace {
 
-constexpr int64_t kChunkBytes = 320 << 10;  // activations of a chunk of rows: L2 also holds a panel
-constexpr int64_t kChunkTiles = 16;         // bounds the tables of a chunk
+constexpr int64_t kCacheBytes = 640 << 10;  // of L2, for a chunk of rows and two panels of weights
+constexpr int64_t kChunkTiles = 48;         // bounds the tables of a chunk
 constexpr int64_t kBlockGroups = 1536;      // groups that are summed at a time: 192 KiB of a panel
 constexpr int64_t kSerialBelow = 1 << 20;   // fewer products are not worth waking threads for
 
@@ -162,17 +162,19 @@ struct Worker {
   void run(int64_t panel) {
     const Ending& ending = layer.ending;
     const int64_t rest = ending.columns - column(panel);
-    const auto direct = [&](auto store) { run<kWidth>(panel, store, true); };
+    const auto direct = [&](auto store) { run<kWidth, true>(panel, store, store); };
     if (rest >= kPanel && with_direct_store(ending, direct)) return;
-    if (!layer.panels.gated && rest <= kLanes) {
-      run<1>(panel, StoreFloat32(), false);
-    } else {
-      run<kWidth>(panel, StoreFloat32(), false);
-    }
+    with_store(ending.out_type, ending.step, ending.bits, [&](auto store) {
+      if (!layer.panels.gated && rest <= kLanes) {
+        run<1, false>(panel, StoreFloat32(), store);
+      } else {
+        run<kWidth, false>(panel, StoreFloat32(), store);
+      }
+    });
   }
 
-  template <int width, class Store>
-  void run(int64_t panel, const Store& store, bool direct) {
+  template <int width, bool direct, class Store, class Last>
+  void run(int64_t panel, const Store& store, const Last& last) {
     const Panels& panels = layer.panels;
     const uint8_t* weights = layer.weights + panel * panels.bytes();
     const int64_t blocks = layer.blocks.size() - 1;
@@ -198,7 +200,7 @@ struct Worker {
         int32_t* partial = sums.data + r * kPanel;
         p.start = first_block ? layer.tables->start.data + panel * kPanel : partial;
         p.sums = last_block ? nullptr : partial;
-        if (direct) {
+        if constexpr (direct) {
           p.out = output<typename Store::Stored>(first + r, column(panel));
         } else {
           p.out = tile;
@@ -206,7 +208,8 @@ struct Worker {
         if (last_block && layer.ending.residual)
           fetch_residual(layer.ending, first + r, rows, column(panel));
         multiply_rows<width>(rows, p, store);
-        if (last_block && !direct) finish(layer.ending, tile, first + r, rows, column(panel));
+        if constexpr (!direct)
+          if (last_block) finish(layer.ending, last, tile, first + r, rows, column(panel));
       }
     }
   }
@@ -238,7 +241,9 @@ struct Worker {
 // In how many chunks the rows are taken: small enough for L2, and enough to keep threads busy.
 int64_t chunks_of(const Layer& layer, int threads) {
   const int64_t tiles = layer.tiles();
-  const int64_t fit = std::max<int64_t>(1, kChunkBytes / (kRows * layer.pixel_bytes));
+  const int64_t panel = std::min(layer.panels.groups(), kBlockGroups) * kGroup;
+  const int64_t fit =
+      std::max<int64_t>(1, (kCacheBytes - 2 * panel) / (kRows * layer.pixel_bytes));
   const int64_t needed = ceil_div(tiles, std::min(fit, kChunkTiles));
   const int64_t wanted = ceil_div(threads > 1 ? 4 * threads : 1, layer.panels.count());
   return std::min(std::max(needed, wanted), tiles);
@@ -248,11 +253,13 @@ void run_layer(const Layer& layer, int threads) {
   if (layer.rows() == 0) return;
   if (layer.rows() * layer.panels.groups() * 4 * layer.panels.outputs < kSerialBelow) threads = 1;
   const int64_t chunks = chunks_of(layer, threads), panels = layer.panels.count();
-  share(chunks * panels, threads, [&](int64_t begin, int64_t end) {
+  share_freely(chunks * panels, threads, [&](auto claim) {
     Worker worker(layer, chunks);
-    for (int64_t task = begin; task < end; ++task) {
-      if (task / panels != worker.chunk) worker.locate(task / panels);
-      worker.run(task % panels);
+    for (int64_t begin, end; claim(begin, end);) {
+      for (int64_t task = begin; task < end; ++task) {
+        if (task / panels != worker.chunk) worker.locate(task / panels);
+        worker.run(task % panels);
+      }
     }
   });
 }

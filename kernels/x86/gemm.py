@@ -56,8 +56,6 @@ def why_not_int4(config: Config) -> str | None:
 
 
 def _why_not(config: Config) -> str | None:
-    if config.device != "cpu":
-        return f"it runs on a CPU, the tensors are on {config.device}"
     if config.machine.arch != "x86_64":
         return f"it is compiled for x86_64, this is {config.machine.arch}"
     if config.machine.compiler is None:

@@ -3,13 +3,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
 #include "gemm_pack.h"
 #include "numbers.h"
+#include "store.h"
 #include "vector.h"
 
 namespace {
@@ -21,39 +21,11 @@ enum Gated { kGeglu = 4, kGegluTanh = 5 };
 
 inline bool is_gated(int activation) { return activation >= kGeglu; }
 
-// ---- where results go: a register of kLanes of them ------------------------------------------
-
 inline Floats load_floats(const float* from) { return load_vector<Floats>(from); }
 inline Floats load_floats(const Bfloat16* from) {
   typedef uint16_t Narrow __attribute__((vector_size(2 * kLanes)));
   return as_floats(__builtin_convertvector(load_vector<Narrow>(from), Ints) << 16);
 }
-
-struct StoreFloat32 {
-  using Stored = float;
-  FXQUANT_INLINE void operator()(float* to, Floats x) const { store_vector(to, x); }
-};
-
-struct StoreBfloat16 {
-  using Stored = Bfloat16;
-  FXQUANT_INLINE void operator()(Bfloat16* to, Floats x) const { store_bfloat16(to, x); }
-};
-
-// As ToInteger of numbers.h, but by the reciprocal of the scale.
-struct StoreInteger {
-  using Stored = uint8_t;
-  Floats inverse, low, high;
-  Ints shift;
-  StoreInteger(const float* step, int bits, int type)
-      : inverse(splat(1.0f / step[0])),
-        low(splat(-std::ldexp(1.0f, bits - 1) - step[1])),
-        high(splat(std::ldexp(1.0f, bits - 1) - 1.0f - step[1])),
-        shift(splat(int32_t(step[1]) + (type == kUint8 ? 128 : 0))) {}
-  FXQUANT_INLINE void operator()(uint8_t* to, Floats x) const {
-    const Floats clamped = smaller(larger(x * inverse, low), high);  // a NaN becomes the lowest
-    store_bytes(to, rounded(clamped) + shift);
-  }
-};
 
 // ---- the product of a tile -------------------------------------------------------------------
 
@@ -213,11 +185,11 @@ void fetch_residual(const Ending& e, int64_t row, int rows, int64_t column) {
 
 // A tile's rows to out [.., stride]; a panel's padding is left out.
 template <class Store>
-void store_tile(Store store, const float* tile, int rows, int width, typename Store::Stored* to,
-                int64_t stride) {
+void store_tile(const Store& store, const float* tile, int rows, int width,
+                typename Store::Stored* to, int64_t stride) {
   for (int r = 0; r < rows; ++r, to += stride, tile += kPanel) {
-    if (width == kPanel) {
-      for (int v = 0; v < kWidth; ++v)
+    if (width % kLanes == 0) {
+      for (int v = 0; v * kLanes < width; ++v)
         store(to + v * kLanes, load_vector<Floats>(tile + v * kLanes));
     } else {
       typename Store::Stored row[kPanel];
@@ -225,18 +197,6 @@ void store_tile(Store store, const float* tile, int rows, int width, typename St
         store(row + v * kLanes, load_vector<Floats>(tile + v * kLanes));
       std::memcpy(to, row, width * sizeof *to);
     }
-  }
-}
-
-// f(the store of an ending's outputs).
-template <class F>
-void with_store(const Ending& e, F f) {
-  if (e.out_type == kFloat32) {
-    f(StoreFloat32());
-  } else if (e.out_type == kBfloat16) {
-    f(StoreBfloat16());
-  } else {
-    f(StoreInteger(e.step, e.bits, e.out_type));
   }
 }
 
@@ -257,7 +217,7 @@ template <class F>
 bool with_direct_store(const Ending& e, F f) {
   if (e.activation != kNone) return false;
   if (!e.residual) {
-    with_store(e, f);
+    with_store(e.out_type, e.step, e.bits, f);
   } else if (e.residual_type == kFloat32 && e.out_type == kFloat32) {
     f(PlusResidual<StoreFloat32>(e));
   } else if (e.residual_type == kBfloat16 && e.out_type == kBfloat16) {
@@ -269,7 +229,9 @@ bool with_direct_store(const Ending& e, F f) {
 }
 
 // The tile whose first output is at (row, column).
-void finish(const Ending& e, float* tile, int64_t row, int rows, int64_t column) {
+template <class Store>
+void finish(const Ending& e, const Store& store, float* tile, int64_t row, int rows,
+            int64_t column) {
   activate_tile(e.activation, tile, rows);
   const int panel = is_gated(e.activation) ? kLanes : kPanel;
   const int width = int(std::min<int64_t>(panel, e.columns - column));
@@ -278,10 +240,7 @@ void finish(const Ending& e, float* tile, int64_t row, int rows, int64_t column)
     add_residual(static_cast<const float*>(e.residual) + at, e.columns, width, tile, rows);
   if (e.residual && e.residual_type == kBfloat16)
     add_residual(static_cast<const Bfloat16*>(e.residual) + at, e.columns, width, tile, rows);
-  with_store(e, [&](auto store) {
-    auto* to = static_cast<typename decltype(store)::Stored*>(e.out) + at;
-    store_tile(store, tile, rows, width, to, e.columns);
-  });
+  store_tile(store, tile, rows, width, static_cast<typename Store::Stored*>(e.out) + at, e.columns);
 }
 
 }  // namespace

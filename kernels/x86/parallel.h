@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #if defined(FXQUANT_PLAIN_THREADS)
@@ -31,6 +32,22 @@ void share(int64_t tasks, int threads, F f) {
 #pragma omp parallel for num_threads(int(shares)) schedule(static, 1)
   for (int64_t i = 0; i < shares; ++i) part(i);
 #endif
+}
+
+// f(claim) on every thread, where claim(begin, end) takes consecutive tasks while there are any:
+// first many, then few, so that threads that start late or are slowed down end with the others.
+template <class F>
+void share_freely(int64_t tasks, int threads, F f) {
+  const int64_t shares = std::min<int64_t>(tasks, std::max(threads, 1));
+  std::atomic<int64_t> next = 0;
+  const auto claim = [&](int64_t& begin, int64_t& end) {
+    begin = next;
+    do {
+      end = begin + std::max<int64_t>(1, (tasks - begin) / shares);
+    } while (begin < tasks && !next.compare_exchange_weak(begin, end));
+    return begin < tasks;
+  };
+  share(shares, threads, [&](int64_t, int64_t) { f(claim); });
 }
 
 }  // namespace

@@ -40,8 +40,6 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
 
 def why_not(config: Config) -> str | None:
     """Why the fused kernels cannot run ``config``."""
-    if config.device != "cpu":
-        return f"it runs on a CPU, the tensors are on {config.device}"
     if config.machine.arch != "x86_64":
         return f"it is compiled for x86_64, this is {config.machine.arch}"
     if config.machine.compiler is None:

@@ -133,16 +133,19 @@ FXQUANT_INLINE void store_bytes(void* to, Ints x) {
 }
 
 // Rounded to bfloat16, halves to even.
+FXQUANT_INLINE Ints bfloat16_bits(Floats x) {
+  const Ints bits = as_ints(x);
+  const Ints kept = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Ints finite = x == x;
+  return (kept & finite) | (~finite & 0x7fc0);
+}
+
 FXQUANT_INLINE void store_bfloat16(void* to, Floats x) {
 #if FXQUANT_BF16_DOT
   store_vector(to, _mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
 #else
   typedef uint16_t Narrow __attribute__((vector_size(2 * kLanes)));
-  const Ints bits = as_ints(x);
-  const Ints kept = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Ints finite = x == x;
-  const Ints safe = (kept & finite) | (~finite & 0x7fc0);
-  store_vector(to, __builtin_convertvector(safe, Narrow));
+  store_vector(to, __builtin_convertvector(bfloat16_bits(x), Narrow));
 #endif
 }
 
