@@ -100,7 +100,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     on_pass = dumping(on_pass)
     clock = Clock()
     signature, calls = read_calls(calib_loader, model)
-    with _seeded(seed):
+    with _seeded(seed, device):
         quantised = fake_quantise(model, signature, calls, options, clock, on_pass)
     units: tuple[UnitReport, ...] = ()
     if recipe.reconstruction:
@@ -209,12 +209,12 @@ def bind(
 
 
 def _note_missing_kernels(machine: Machine) -> None:
-    """One notice for a GPU whose kernels could be built and are not."""
-    if machine.cuda and not machine.cuda_kernels and build.loads(machine.cuda):
+    """One notice for a GPU whose kernels are not built, or do not exist."""
+    if machine.cuda and not machine.cuda_kernels:
+        how = f"`{build.command(machine.cuda)}` builds them; then start again."
         log.warning(
-            "no kernels are built for this GPU: slower ones of PyTorch are used. "
-            "`%s` builds them; then start again.",
-            build.command(machine.cuda),
+            "no kernels are built for this GPU: slower ones of PyTorch are used. %s",
+            build.why_not(machine.cuda) or how,
         )
 
 
@@ -326,11 +326,12 @@ def check_device(device: str | torch.device) -> torch.device:
             f"device={str(device)!r}: PyTorch sees {torch.cuda.device_count()} GPUs here. "
             "`fxquant doctor` shows the machine; a CPU build of PyTorch sees none"
         )
-    return found
+    index = torch.cuda.current_device() if found.type == "cuda" and found.index is None else None
+    return torch.device("cuda", index) if index is not None else found
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

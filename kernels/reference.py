@@ -256,7 +256,7 @@ def _quantized(y: Tensor, row: Tensor, index: int, bits: int, dtype: torch.dtype
     """Integers of float32 ``y`` in storage ``dtype``; a NaN becomes the lowest integer."""
     low, high = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
     q = torch.round(y / row[index, 0]) + row[index, 1]
-    q = torch.fmax(q, q.new_tensor(low)).clamp_max(high)
+    q = torch.where(q.isnan(), low, q).clamp(low, high)
     return (q + 128 if dtype == torch.uint8 else q).to(dtype)
 
 

@@ -30,6 +30,7 @@ from fxquant.errors import LoaderError
 from fxquant.graph.nodes import is_symbolic, note
 from fxquant.graph.segment import inputs_of, segment
 from fxquant.graph.signature import Signature
+from fxquant.graph.specialise import device_of
 
 RECORDED = "recorded"
 _MOST_PAIRS = 64
@@ -143,10 +144,11 @@ def step_features(
     """The node's value, a map [B, C, ...] per step, for the same B trajectories at every step."""
     head = segment(floats, [node.name])
     unused = [None] * (len(inputs_of(floats)) - len(tensors))
+    device = device_of(floats)
 
     def maps(rows: Sequence[int]) -> Tensor:
         parts = torch.tensor(rows).split(FEWEST_PAIRS)
-        values = [head(*(t[part] for t in tensors), *unused)[0] for part in parts]
+        values = [head(*(t[part].to(device) for t in tensors), *unused)[0] for part in parts]
         return torch.cat([as_map(value) for value in values])
 
     first = maps(steps[0][:FEWEST_PAIRS])

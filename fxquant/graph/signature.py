@@ -160,6 +160,8 @@ def nested(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def per_sample(timestep: Tensor, sample: Tensor, dtype: torch.dtype) -> Tensor:
     """A number, 0-d, [1] or [B] timestep as one value per sample, [B]."""
     batch = sample.shape[0]
+    if timestep.numel() == 1 and timestep.device.type == "cpu" != sample.device.type:
+        timestep = torch.full((1,), timestep.item(), device=sample.device)  # waits for nothing
     flat = timestep.to(device=sample.device, dtype=dtype).reshape(-1)
     if flat.shape[0] not in (1, batch):
         raise CallError(

@@ -83,10 +83,11 @@ class ActivationTable(nn.Module):
         """``now``; of a GPU the answer to a call before: waiting for it would stop every step."""
         if now.device.type != "cuda":
             return bool(now)
-        if self._outside is None:
-            self._outside = torch.zeros((), dtype=torch.bool, pin_memory=True)
-        before = bool(self._outside)
-        self._outside.copy_(now, non_blocking=True)
+        with torch.inference_mode(False):  # it is written again, in whatever mode
+            if self._outside is None:
+                self._outside = torch.zeros((), dtype=torch.bool, pin_memory=True)
+            before = bool(self._outside)
+            self._outside.copy_(now, non_blocking=True)
         return before
 
 

@@ -95,7 +95,7 @@ def train(
     index = signature.timestep_index
     count = len(selection.tensors[0])
     times = selection.tensors[index] if index is not None else torch.zeros(count)
-    samples = Samples(selection.tensors, table.group(times))
+    samples = Samples(selection.tensors, table.group(times.to(table.values.device)).cpu())
     checkpoints = None
     if training.resume is not None:
         run = {

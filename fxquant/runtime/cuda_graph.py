@@ -23,6 +23,7 @@ class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     output: Tensor
+    done: torch.cuda.Event
 
 
 class CapturedSteps:
@@ -42,27 +43,33 @@ class CapturedSteps:
     def __call__(self, *tensors: Tensor) -> Tensor:
         """``step(*tensors)``, in a tensor of its own."""
         key = tuple((tuple(t.shape), t.dtype, t.device) for t in tensors)
-        with self._lock:
+        # What is kept must be writable by later calls, inference mode or not.
+        with self._lock, torch.cuda.device(tensors[0].device), torch.inference_mode(False):
             if key not in self._captured:
                 self._captured[key] = self._capture(tensors)
                 while len(self._captured) > self._most:
                     self._captured.popitem(last=False)
             self._captured.move_to_end(key)
-            captured = self._captured[key]
-            for kept, given in zip(captured.inputs, tensors, strict=True):
-                kept.copy_(given)
-            captured.graph.replay()
-            return captured.output.clone()
+            captured, stream = self._captured[key], torch.cuda.current_stream()
+            stream.wait_event(captured.done)  # another thread's stream may still use the graph
+            with torch.no_grad():
+                for kept, given in zip(captured.inputs, tensors, strict=True):
+                    kept.copy_(given)
+                captured.graph.replay()
+                result = captured.output.clone()
+            captured.done.record(stream)
+            return result
 
+    @torch.no_grad()
     def _capture(self, tensors: Sequence[Tensor]) -> _Captured:
-        inputs = tuple(t.clone() for t in tensors)
-        aside = torch.cuda.Stream()
+        inputs = tuple(torch.empty_like(t).copy_(t) for t in tensors)
+        aside = torch.cuda.Stream()  # of the current device, which is the tensors'
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UP):
                 self._step(*inputs)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
             output = self._step(*inputs)
-        return _Captured(graph, inputs, output)
+        return _Captured(graph, inputs, output, torch.cuda.Event())

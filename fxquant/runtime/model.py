@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxquant.errors import BackendError
+from fxquant.errors import BackendError, CallError
 from fxquant.graph.limits import check_limits, input_limits
 from fxquant.graph.signature import Signature
 from fxquant.quant.table import ActivationTable
@@ -106,6 +106,8 @@ class QuantizedModel(nn.Module):
         alike = self.signature.has_one_timestep(args, kwargs)
         for name, tensor, limits in zip(self.signature.names, tensors, self._limits, strict=False):
             check_limits(name, tensor, limits)
+            if tensor.device != self.device:
+                raise CallError(f"{name} is on {tensor.device}, the model on {self.device}")
         result = self.run(tensors, alike)
         if "return_dict" not in parameters:
             return result
@@ -171,10 +173,11 @@ class QuantizedModel(nn.Module):
             BackendError: another device type was asked for.
         """
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if device is not None and device.type != self.device.type:
+        other = device is not None and device.index not in (None, self.device.index)
+        if device is not None and (device.type != self.device.type or other):
             raise BackendError(
-                f"this model's kernels were chosen for {self.device.type}; to serve on "
-                f"{device.type}, move the float model there and compile it again"
+                f"this model's kernels were chosen for {self.device}; to serve on "
+                f"{device}, move the float model there and compile it again"
             )
         if dtype is not None and dtype != self.dtype:
             log.warning("a compiled model keeps its precision; .to(%s) changes nothing", dtype)

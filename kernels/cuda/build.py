@@ -103,6 +103,13 @@ def to_build(capability: str) -> tuple[str, ...]:
     return fit if "90a" in fit else fit[:1]
 
 
+def why_not(capability: str | None) -> str | None:
+    """Why nothing can be built for a GPU of a compute capability; None for no GPU."""
+    if capability is not None and loads(capability):
+        return None
+    return f"there are kernels for GPUs of 8.0 to 8.9 and 9.0, this one has {capability or 'none'}"
+
+
 def command(capability: str) -> str:
     """The command line that builds all that a GPU needs."""
     return f"fxquant kernels build --arch {','.join(to_build(capability))}"

@@ -62,6 +62,8 @@ def _missing_opcode(code: str, unit: Unit) -> str | None:
 
 
 def _local_memory(code: str, usage: str) -> str | None:
+    if len(_FUNCTION.findall(usage)) < len(_names(code)):
+        return "cuobjdump does not tell the resources of every kernel, so they cannot be checked"
     for name, registers, stack, local in _FUNCTION.findall(usage):
         if int(stack) or int(local):
             return (

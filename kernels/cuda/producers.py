@@ -40,8 +40,8 @@ _NORMS = ("group_norm_silu_quantize", "layer_norm_quantize")
 
 def why_not(config: Config) -> str | None:
     """Why the CUDA producers cannot run ``config``."""
-    if config.device != "cuda":
-        return f"it runs on a GPU, the tensors are on {config.device}"
+    if reason := build.why_not(config.machine.cuda):
+        return reason
     if "producers" not in config.machine.cuda_kernels:
         return "the library `producers` is not built: build it with `fxquant kernels build`"
     for name in ("x", "xs", "a", "b"):

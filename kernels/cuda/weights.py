@@ -23,8 +23,8 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
 
 def why_not(config: Config) -> str | None:
     """Why the CUDA kernels cannot unpack the weight of ``config``."""
-    if config.device != "cuda":
-        return f"it runs on a GPU, the tensors are on {config.device}"
+    if reason := build.why_not(config.machine.cuda):
+        return reason
     if "weights" not in config.machine.cuda_kernels:
         return "the library `weights` is not built: build it with `fxquant kernels build`"
     return None

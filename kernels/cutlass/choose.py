@@ -49,19 +49,23 @@ def fitting(op: str, types: str, units: frozenset[str]) -> list[Tile]:
 
 
 def choose(problem: Problem, units: frozenset[str], gpu: str, multiprocessors: int) -> Tile:
-    """The tile for a problem on the GPU of that name.
-
-    Raises LookupError if no library that is there can do it.
-    """
-    able = [t for t in fitting(problem.op, problem.types, units) if _writes(t, problem)]
+    """The first of `ranked`. Raises LookupError if there is none."""
+    able = ranked(problem, units, gpu, multiprocessors)
     if not able:
         raise LookupError(f"none of the libraries built for this GPU can do {problem}")
+    return able[0]
+
+
+def ranked(problem: Problem, units: frozenset[str], gpu: str, multiprocessors: int) -> list[Tile]:
+    """The tiles for a problem on the GPU of that name, best first: measured, then as estimated."""
+    able = [t for t in fitting(problem.op, problem.types, units) if _writes(t, problem)]
+    able.sort(key=lambda tile: estimate(tile, problem, multiprocessors))
     named = {tile.name: tile for tile in able}
     known = (row for row in table(gpu).items() if row[0].kind == problem.kind and row[1] in named)
     nearest = min(known, key=lambda row: _distance(row[0], problem), default=None)
     if nearest and _distance(nearest[0], problem) < _NEAR:
-        return named[nearest[1]]
-    return min(able, key=lambda tile: estimate(tile, problem, multiprocessors))
+        able.sort(key=lambda tile: tile.name != nearest[1])  # stable: the others keep their order
+    return able
 
 
 def _writes(tile: Tile, problem: Problem) -> bool:

@@ -122,7 +122,7 @@ FXQUANT_HD Run<T, V> load_part(const T* from, int count) {
 // The run at column n; `from` points to it.
 template <int V, class T>
 FXQUANT_HD Run<T, V> load(const Finish& f, const T* from, int n) {
-  if (V <= f.run) return *reinterpret_cast<const Run<T, V>*>(from);
+  if (V <= f.run && n < f.n) return *reinterpret_cast<const Run<T, V>*>(from);
   return load_part<V>(from, f.n - n);
 }
 

@@ -25,7 +25,8 @@ from fxquant.errors import OperandError
 from fxquant.kernels import layout, reference
 from fxquant.kernels.config import Config
 from fxquant.kernels.cuda import build, call, launch, producers, weights
-from fxquant.kernels.cutlass.choose import Problem, choose, fitting
+from fxquant.kernels.cutlass.choose import Problem, fitting, ranked
+from fxquant.kernels.cutlass.operands import check, check_weight, epilogue, expanded
 from fxquant.kernels.int4 import pack_int4, unpacked
 from fxquant.kernels.pack import Packed, packed
 
@@ -43,11 +44,7 @@ class Products:
 
     def why_not(self, config: Config) -> str | None:
         """Why such operands cannot be multiplied here."""
-        return (
-            self._wrong_bits(config)
-            or _wrong_machine(config, self._needed(config.op))
-            or (_wrong_call(config))
-        )
+        return self._wrong_bits(config) or self._wrong_machine(config) or _wrong_call(config)
 
     def linear(
         self,
@@ -70,20 +67,20 @@ class Products:
             OperandError: a dtype, device, shape or range that the kernels do not have.
         """
         tensors = {"bias": bias, "residual": residual}
-        _check(x, row, weight, weight_scale, (x_index, out_index), activation, out_dtype, tensors)
+        check(x, row, weight, weight_scale, (x_index, out_index), activation, out_dtype, tensors)
         channels, outputs = x.shape[-1], weight.shape[0]
-        _check_weight(weight, weight_bits, channels)
+        check_weight(weight, weight_bits, channels)
         if activation in reference.GATED:
             if residual is not None or weight.shape[0] % 2:
                 raise OperandError(f"{activation} takes no residual, and even numbers of channels")
             inputs = (x, row, x_index, weight, weight_scale, bias, weight_bits)
-            wide = torch.float16 if out_index >= 0 else out_dtype
+            wide = torch.float16 if out_index >= 0 else out_dtype  # overflows as fp16 models do
             y = self.linear(*inputs, "none", None, -1, 8, wide)
             return _gated(y, activation, row, out_index, out_bits, out_dtype)
         pack = self.prepare(weight, weight_bits, channels, (1, 1))
         out = torch.empty((*x.shape[:-1], outputs), dtype=out_dtype, device=x.device)
         rows = out.numel() // max(outputs, 1)
-        end = _epilogue(
+        end = epilogue(
             row, x_index, weight_scale, pack.sums, bias, None, activation, residual, out,
             out_index, out_bits,
         )  # fmt: skip
@@ -117,11 +114,11 @@ class Products:
             OperandError: a dtype, device, shape or range that the kernels do not have.
         """
         tensors = {"bias": bias, "residual": residual, "channel_add": channel_add}
-        _check(x, row, weight, weight_scale, (x_index, out_index), activation, out_dtype, tensors)
+        check(x, row, weight, weight_scale, (x_index, out_index), activation, out_dtype, tensors)
         if groups != 1 or activation in reference.GATED:
             raise OperandError(f"no convolution here has {groups} groups and ends in {activation}")
         batch, channels, height, width = x.shape
-        _check_weight(weight, weight_bits, channels * kernel_size[0] * kernel_size[1])
+        check_weight(weight, weight_bits, channels * kernel_size[0] * kernel_size[1])
         pack = self.prepare(weight, weight_bits, channels, kernel_size)
         top, bottom, left, right = padding
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
@@ -132,8 +129,8 @@ class Products:
         if residual is not None:
             residual = residual.permute(0, 2, 3, 1)
         if channel_add is not None:
-            channel_add = _expanded("channel_add", channel_add, (batch, weight.shape[0]))
-        end = _epilogue(
+            channel_add = expanded("channel_add", channel_add, (batch, weight.shape[0]))
+        end = epilogue(
             row, x_index, weight_scale, pack.sums, bias, channel_add, activation, residual,
             out.permute(0, 2, 3, 1), out_index, out_bits,
         )  # fmt: skip
@@ -223,13 +220,17 @@ class Products:
             x = F.pad(x, (0, pad)) if pad else x.contiguous()
         k = taps * (channels + pad)
         problem = Problem(op, types, _NAMES[out.dtype], sizes["m"], sizes["n"], k)
-        tile = _chosen(problem, units, gpu, multiprocessors)
         made = call.Call(
             version=call.ABI, multiprocessors=multiprocessors, x=x.data_ptr(),
             weight=integers.data_ptr(), k=k, channels=channels + pad if "batch" in sizes else 0,
             epilogue=end, **sizes,
         )  # fmt: skip
-        _launch(_library(tile, x.device), made, x.device)
+        tiles = _ranked(problem, units, gpu, multiprocessors)
+        libraries = [_library(tile, x.device) for tile in tiles]
+        if not libraries:
+            raise OperandError(f"no library that is built for this GPU can do {problem}")
+        able = (one for one in libraries if one.fxquant_can_run(ctypes.byref(made)) == call.OK)
+        _launch(next(able, libraries[0]), made, x.device)  # a library that refuses says why
 
     def _wrong_bits(self, config: Config) -> str | None:
         low, high = (5, 8) if self.types == "s8" else (2, 4)
@@ -246,24 +247,23 @@ class Products:
             )
         return None
 
-    def _needed(self, op: str) -> tuple[str, ...]:
-        """Libraries that it takes besides those that multiply."""
-        return () if self.types == "s8" else ("weights",)
+    def _wrong_machine(self, config: Config) -> str | None:
+        machine, gated = config.machine, config.options.get("activation") in reference.GATED
+        reason = build.why_not(machine.cuda)
+        needed = {*(["weights"] if self.types != "s8" else []), *(["producers"] if gated else [])}
+        ops = ("gemm",) if config.op == "linear" else ("gemm", "conv")
+        types = "s4" if self.types == "s4" else "s8"
+        there = machine.cuda_kernels
+        if reason is None and not (
+            there >= needed and all(fitting(op, types, there) for op in ops)
+        ):
+            reason = (
+                f"its libraries are not built; `{build.command(machine.cuda or '')}` builds them"
+            )
+        return reason
 
 
 INT8, INT4, W4A4 = Products("s8"), Products("s8s4"), Products("s4")
-
-
-def _wrong_machine(config: Config, needed: Sequence[str], types: str = "s8") -> str | None:
-    machine, op = config.machine, {"linear": "gemm", "conv2d": "conv"}[config.op]
-    if machine.cuda is None or not build.loads(machine.cuda):
-        return f"it is compiled for compute capability 8.0 and newer, not {machine.cuda or 'none'}"
-    if config.options.get("activation") in reference.GATED:
-        needed = (*needed, "producers")
-    there = machine.cuda_kernels
-    if not there.issuperset(needed) or not fitting(op, types, there):
-        return f"its libraries are not built; `{build.command(machine.cuda)}` builds them"
-    return None
 
 
 def _wrong_call(config: Config) -> str | None:
@@ -293,82 +293,6 @@ def _is_krsc(weight: Tensor) -> bool:
     return weight.is_contiguous()
 
 
-def _check(
-    x: Tensor,
-    row: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    indices: tuple[int, int],
-    activation: str,
-    out_dtype: torch.dtype,
-    others: dict[str, Tensor | None],
-) -> None:
-    """Everything that a kernel could not report, before it is launched."""
-    launch.check(x.device, row=row, weight=weight, weight_scale=weight_scale, **others)
-    if x.dtype != torch.int8:
-        raise OperandError(f"activations are int8 on a GPU, not {x.dtype}")
-    for name, tensor in (("weight_scale", weight_scale), ("bias", others["bias"])):
-        if tensor is not None and tensor.shape != weight.shape[:1]:
-            raise OperandError(f"{name} is {list(tensor.shape)}, the weight {list(weight.shape)}")
-    if activation not in launch.ACTIVATIONS | reference.GATED.keys():
-        raise OperandError(f"there is no activation {activation!r}")
-    for index in indices[: 1 if indices[1] < 0 else 2]:
-        launch.check_row(row, index)
-    if out_dtype not in launch.TYPES or (out_dtype == torch.int8) != (indices[1] >= 0):
-        raise OperandError(f"quantiser {indices[1]} does not write {out_dtype}")
-
-
-def _check_weight(weight: Tensor, bits: int, k: int) -> None:
-    """``k`` weights of so many bits for each output channel."""
-    dtype, size = (torch.int8, k) if bits > 4 else (torch.uint8, (k + 1) // 2)
-    if weight.dtype != dtype or weight.numel() != weight.shape[0] * size:
-        raise OperandError(
-            f"{k} weights per channel take {dtype} [N, {size}], "
-            f"not {weight.dtype} {list(weight.shape)}"
-        )
-
-
-def _expanded(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    if tensor.dim() != len(shape) or any(
-        a not in (1, b) for a, b in zip(tensor.shape, shape, strict=True)
-    ):
-        raise OperandError(f"{name} is {list(tensor.shape)}, not {list(shape)}")
-    return tensor.expand(*shape)
-
-
-def _epilogue(
-    row: Tensor,
-    x_index: int,
-    weight_scale: Tensor,
-    sums: Tensor,
-    bias: Tensor | None,
-    channel_add: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-    out: Tensor,
-    out_index: int,
-    out_bits: int,
-) -> call.Epilogue:
-    """``residual`` and ``out`` are of one shape, in memory order."""
-    if residual is not None:
-        residual = residual if residual.dtype in launch.TYPES else residual.float()
-        residual = _expanded("residual", residual, out.shape).contiguous()
-    kept = [
-        None if tensor is None else tensor.float().contiguous()
-        for tensor in (weight_scale, bias, channel_add)
-    ]
-    end = call.Epilogue(
-        row=row.data_ptr(), weight_scale=_data(kept[0]), weight_sums=sums.data_ptr(),
-        tap_sums=sums[1:].data_ptr(), bias=_data(kept[1]), channel_add=_data(kept[2]),
-        residual=_data(residual), out=out.data_ptr(), x_index=x_index, out_index=out_index,
-        out_bits=out_bits, activation=launch.ACTIVATIONS[activation],
-        residual_type=0 if residual is None else launch.TYPES[residual.dtype],
-        out_type=launch.TYPES[out.dtype],
-    )  # fmt: skip
-    end.alive = (*kept, residual)  # the caller launches before it lets go of the struct
-    return end
-
-
 def _gated(
     y: Tensor, activation: str, row: Tensor, index: int, bits: int, dtype: torch.dtype
 ) -> Tensor:
@@ -388,8 +312,10 @@ def _gpu(device: torch.device) -> tuple[frozenset[str], str, int]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _chosen(problem: Problem, units: frozenset[str], gpu: str, multiprocessors: int) -> str:
-    return choose(problem, units, gpu, multiprocessors).name
+def _ranked(
+    problem: Problem, units: frozenset[str], gpu: str, multiprocessors: int
+) -> tuple[str, ...]:
+    return tuple(tile.name for tile in ranked(problem, units, gpu, multiprocessors))
 
 
 @functools.cache
@@ -406,7 +332,3 @@ def _launch(library: ctypes.CDLL, made: call.Call, device: torch.device) -> None
         workspace = torch.empty(size, dtype=torch.uint8, device=device)
         made.workspace, made.workspace_bytes = workspace.data_ptr(), size
     launch.run(library, "fxquant_run", device, ctypes.byref(made))
-
-
-def _data(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -48,7 +48,10 @@ class Layer:
 
     @property
     def op(self) -> str:
-        return "gemm" if isinstance(self.shape, Linear) else "conv"
+        """As the layer is multiplied: a convolution of single pixels is a GEMM."""
+        if isinstance(self.shape, Linear) or (self.shape.kernel, self.shape.stride) == (1, 1):
+            return "gemm"
+        return "conv"
 
     @property
     def products(self) -> gemm.Products:
@@ -202,7 +205,7 @@ def rows_of(problem: Problem, times: Mapping[str, Sequence[float]]) -> list[Row]
 def keep(path: Path, gpu: str, rows: Iterable[Row]) -> None:
     """Write a table; this process uses it from now on."""
     write(path, gpu, rows)
-    gemm._chosen.cache_clear()
+    gemm._ranked.cache_clear()
 
 
 def microseconds(systems: Mapping[str, Sequence[Call]], rounds: int = 7) -> Times:
@@ -255,12 +258,12 @@ def _with_tile(tile: str, call: Call) -> object:
 def forced(tile: str) -> Iterator[None]:
     """Every product of this process takes the tile, or is refused by it."""
     names = vars(gemm)
-    choosing = names["_chosen"]
-    names["_chosen"] = lambda *_: tile
+    choosing = names["_ranked"]
+    names["_ranked"] = lambda *_: (tile,)
     try:
         yield
     finally:
-        names["_chosen"] = choosing
+        names["_ranked"] = choosing
 
 
 def _integers(*shape: int) -> Tensor:

@@ -8,6 +8,7 @@ import mmap
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -317,9 +318,11 @@ def config(
 def test_why_not() -> None:
     assert all(producers.why_not(config(op)) is None for op in cases.PRODUCERS)
     assert weights.why_not(config("linear")) is None
-    on_cpu_ = "it runs on a GPU, the tensors are on cpu"
-    assert producers.why_not(config(device="cpu")) == on_cpu_
-    assert weights.why_not(config(device="cpu")) == on_cpu_
+    for capability in (None, "7.5", "12.0"):
+        other = replace(config(), machine=replace(config().machine, cuda=capability))
+        said = f"8.0 to 8.9 and 9.0, this one has {capability or 'none'}"
+        assert said in str(producers.why_not(other))
+        assert said in str(weights.why_not(other))
     for face in (producers, weights):
         assert str(face.why_not(config(units=()))).endswith("build it with `fxquant kernels build`")
     for op in cases.PRODUCERS:
