@@ -362,7 +362,8 @@ def test_the_largest_sums_are_exact() -> None:
 
 def test_a_null_pointer_is_refused_before_a_launch() -> None:
     layer = Layer("s8", 0, 8, Ending(), Image(1, 5, 5, 16, (3, 3), padding=(0, 0, 0, 1)))
-    made = layer.call(torch.empty(layer.m, 8))
+    out = torch.empty(layer.m, 8)
+    made = layer.call(out)
     run = played(SMALLEST["conv_sm80", "s8"]).fxquant_run
     assert run(ctypes.byref(made), None) == call.OK
     made.epilogue.tap_sums = None
