@@ -163,8 +163,9 @@ def test_strict_lists_what_would_be_slow() -> None:
     first, *nodes = str(refusal.value).splitlines()
     assert "would not run as planned" in first
     layers = [line for line in nodes if "not gemm: " in line]
-    assert len(layers) == 2  # a linear and a convolution
-    assert any("linear: " in line for line in layers)
+    (names,) = (line.split(": ")[0].split(", ") for line in layers)  # of one reason
+    assert len(names) == 2  # a linear and a convolution
+    assert any("linear" in name for name in names)
     assert all("there is no C++ compiler" in line for line in nodes)
     assert all("not onednn: the CPU has no VNNI" in line for line in layers)
 
