@@ -286,7 +286,13 @@ def test_every_distinct_layer_is_tuned_once() -> None:
     problems = [layer.problem("f16") for layer in tune.layers()]
     assert len(set(problems)) == len(problems)
     linears = {(s.m, s.n, s.k) for rows in shapes.LINEARS.values() for s in rows}
-    assert sum(p.op == "gemm" for p in problems) == 2 * len(linears)
+    convs = [s for rows in shapes.CONVS.values() for s in rows]
+    by_pixel = {(2 * s.size**2, s.n, s.channels) for s in convs if s.kernel == s.stride == 1}
+    found = {(p.m, p.n, p.k, p.types) for p in problems if p.op == "gemm"}
+    assert found == {
+        *((*s, types) for s in linears for types in ("s8", "s8s4")),
+        *((*s, "s8") for s in by_pixel),
+    }
     assert {p.types for p in problems if p.op == "conv"} == {"s8"}
     assert all(2 <= layer.copies <= 256 for layer in tune.layers())
 
@@ -303,10 +309,10 @@ def test_the_fastest_tile_gets_the_row(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_forced_tile_is_forced_for_a_while() -> None:
-    choosing = gemm._chosen
+    choosing = gemm._ranked
     with tune.forced("some_tile"):
-        assert gemm._chosen(None, None, None, None) == "some_tile"
-    assert gemm._chosen is choosing
+        assert gemm._ranked(None, None, None, None) == ("some_tile",)
+    assert gemm._ranked is choosing
 
 
 # The GPU tests' own arithmetic, the reference playing the GPU
