@@ -9,6 +9,7 @@ emulates. The sm90a families are for ``s8``: wgmma takes no int4.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from fxquant.kernels.cuda import call
@@ -27,7 +28,7 @@ _IM2COL = r"\bUTMALDG\.\S*IM2COL"
 
 
 @dataclass(frozen=True)
-class Tile:
+class Tile(ABC):
     """A row of the table: the block of m x n results, k at a time."""
 
     family: str
@@ -74,17 +75,17 @@ class Tile:
             gibibytes=self._gibibytes(),
         )
 
-    def _archs(self) -> tuple[str, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def _archs(self) -> tuple[str, ...]: ...
 
-    def _defines(self) -> tuple[tuple[str, int], ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def _defines(self) -> tuple[tuple[str, int], ...]: ...
 
-    def _opcodes(self) -> tuple[str, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def _opcodes(self) -> tuple[str, ...]: ...
 
-    def _gibibytes(self) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def _gibibytes(self) -> float: ...
 
 
 @dataclass(frozen=True)
