@@ -17,7 +17,7 @@ enum Status : int32_t {
   kOk = 0,
   kVersion = 1,    // the caller's structs are of another version
   kShape = 2,      // a size this tile cannot do (CUTLASS's can_implement said no)
-  kAlignment = 3,  // a pointer or a stride off its alignment
+  kAlignment = 3,  // a pointer or a stride off its alignment, or nothing where something must be
   kTypeMissing = 4,  // an output or residual type this library was not compiled for
   kWorkspace = 5,  // the workspace is smaller than fxquant_workspace says
   kLaunch = 6,

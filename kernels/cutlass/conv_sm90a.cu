@@ -7,7 +7,7 @@
 //
 // No header here may include CUTLASS's gemm_universal_adapter.h: with its 2.x GemmUniversal in
 // sight ConvUniversal is ambiguous.
-#include "visitor_sm90.h"
+#include "launch_sm90.h"
 
 #include "cutlass/conv/collective/collective_builder.hpp"
 #include "cutlass/conv/convnd_problem_shape.hpp"
@@ -99,5 +99,6 @@ FXQUANT_API int fxquant_can_run(const fxquant::Call* call) { return fxquant::can
 
 FXQUANT_API int fxquant_run(const fxquant::Call* call, void* stream) {
   if (const int status = fxquant::can_run(*call)) return status;
+  if (!fxquant::is_complete(*call)) return fxquant::kAlignment;
   return fxquant::launch<fxquant::Kernel>(fxquant::arguments_of(*call), stream);
 }

@@ -139,6 +139,13 @@ FXQUANT_HD void save(const Finish& f, T* to, int n, const Run<T, V>& from) {
 
 // ---- a run of columns, whatever the row ----
 
+// The activations' zero point. The table comes from a file, and this is the only number in it that
+// meets the sums: clamped to what an activation of 8 bits can have, it leaves them in int32.
+FXQUANT_HD int32_t zero_point_of(const Epilogue& e) {
+  const float zero_point = fmaxf(e.row[2 * e.x_index + 1], lowest_integer(8));
+  return int32_t(fminf(zero_point, highest_integer(8)));
+}
+
 template <int V>
 struct Columns {
   int32_t zero_point;     // of the activations
@@ -148,7 +155,7 @@ struct Columns {
   Run<int32_t, V> shift;  // the zero point times the column's weights
 
   FXQUANT_HD Columns(const Finish& f, int n)
-      : zero_point(int32_t(f.epilogue.row[2 * f.epilogue.x_index + 1])),
+      : zero_point(zero_point_of(f.epilogue)),
         out(f.epilogue.row, f.epilogue.out_index < 0 ? f.epilogue.x_index : f.epilogue.out_index,
             f.epilogue.out_index < 0 ? 8 : f.epilogue.out_bits),
         scale(load<V>(f, f.epilogue.weight_scale + n, n)),

@@ -4,7 +4,7 @@
 // share a channel_add.
 //
 // Reference: ../reference.py, linear.
-#include "visitor_sm90.h"
+#include "launch_sm90.h"
 
 #include "cutlass/gemm/collective/collective_builder.hpp"
 #include "cutlass/gemm/kernel/gemm_universal.hpp"
@@ -66,5 +66,6 @@ FXQUANT_API int fxquant_can_run(const fxquant::Call* call) { return fxquant::can
 
 FXQUANT_API int fxquant_run(const fxquant::Call* call, void* stream) {
   if (const int status = fxquant::can_run(*call)) return status;
+  if (!fxquant::is_complete(*call)) return fxquant::kAlignment;
   return fxquant::launch<fxquant::Kernel>(fxquant::arguments_of(*call), stream);
 }

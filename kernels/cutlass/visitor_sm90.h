@@ -1,25 +1,21 @@
-// What gemm_sm90a.cu and conv_sm90a.cu share: the epilogue as the only node of CUTLASS's visitor
-// tree (for the host too, so that a test can visit a tile without a GPU), the checks, the launch.
+// What gemm_sm90a.cu and conv_sm90a.cu do with their sums: the only node of CUTLASS's visitor tree.
+// For the host too, so that a test can visit a tile without a GPU.
 #pragma once
-// CUTLASS asserts that the driver took a TMA descriptor; a library must answer and not abort.
-#ifndef NDEBUG
-#define NDEBUG
-#endif
-#include <cuda_runtime.h>
+
+#include "descriptors_sm90.h"  // before what makes descriptors
+
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <utility>
+
 #include "cute/tensor.hpp"
 #include "cutlass/cutlass.h"
-#include "cutlass/device_kernel.h"
 #include "cutlass/epilogue/collective/collective_builder.hpp"
-#include "cutlass/kernel_hardware_info.h"
 #include "cutlass/numeric_types.h"
-#include "checks.h"
+
 #include "epilogue.h"
+
 // The build defines these. A cluster of FXQUANT_CLUSTER_M x FXQUANT_CLUSTER_N blocks shares its
 // loads. Schedule: 0 two consumer warp groups on one tile, 1 each on its own, 2 one consumer in a
 // kernel that is not persistent, which is all that CUTLASS has for a convolution.
@@ -38,6 +34,7 @@
 #ifndef FXQUANT_TYPES
 #define FXQUANT_TYPES 0
 #endif
+
 #if FXQUANT_TYPES != 0
 #error "this family multiplies s8 by s8 only: unpack s4 weights first"
 #endif
@@ -223,7 +220,7 @@ struct FinishNode {
           first_row(first_row_),
           first_column(first_column_),
           x_scale(finish_.epilogue.row[2 * finish_.epilogue.x_index]),
-          x_zero(int(finish_.epilogue.row[2 * finish_.epilogue.x_index + 1])),
+          x_zero(zero_point_of(finish_.epilogue)),
           quantiser(finish_.epilogue.row, std::max(finish_.epilogue.out_index, 0),
                     finish_.epilogue.out_bits) {}
 
@@ -336,65 +333,4 @@ struct FinishNode {
   }
 };
 
-// ---- the host's part ----
-
-inline Status checked_sm90(const Call& call) {
-  if (const Status status = checked(call, 8, 8)) return status;
-  const Epilogue& end = call.epilogue;
-  if (end.out_type != FXQUANT_OUT) return kTypeMissing;
-  if (call.n % kOutAlignment) return kShape;
-  // Pairs of columns are read at once.
-  return aligned(end.out, 16) && finish_of(call).run >= 2 ? kOk : kAlignment;
-}
-
-inline cutlass::KernelHardwareInfo hardware(const Call& call) {
-  cutlass::KernelHardwareInfo info;  // a count above 0 keeps CUTLASS from asking the device
-  info.sm_count = call.multiprocessors > 0 ? call.multiprocessors : 132;
-  return info;
-}
-
-inline std::atomic<const char*> last_error{""};
-
-inline Status failed(cudaError_t error) {
-  cudaGetLastError();  // what is not sticky is ours to clear
-  last_error = cudaGetErrorString(error);
-  return kLaunch;
-}
-
-// Launches on the caller's stream. A capture may record it once the kernel has run before: the
-// driver loads a kernel's code at its first use.
-template <class Kernel>
-Status launch(const typename Kernel::Arguments& arguments, void* stream) {
-  const void* function = reinterpret_cast<const void*>(cutlass::device_kernel<Kernel>);
-  // First, since it fails cleanly without a device or on one of another kind.
-  cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           Kernel::SharedStorageSize);
-  if (error != cudaSuccess) return failed(error);
-  typename Kernel::Params params = Kernel::to_underlying_arguments(arguments, nullptr);
-  const cute::TmaDescriptor none{};
-  if (!std::memcmp(params.mainloop.tma_load_b.get_tma_descriptor(), &none, sizeof(none))) {
-    last_error = "the driver made no TMA descriptor";
-    return kLaunch;
-  }
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = FXQUANT_CLUSTER_M;
-  cluster.val.clusterDim.y = FXQUANT_CLUSTER_N;
-  cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = Kernel::get_grid_shape(params);
-  config.blockDim = Kernel::get_block_shape();
-  config.dynamicSmemBytes = Kernel::SharedStorageSize;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  void* pointers[] = {&params};
-  error = cudaLaunchKernelExC(&config, function, pointers);
-  return error == cudaSuccess ? kOk : failed(error);
-}
-
 }  // namespace fxquant
-
-FXQUANT_API int fxquant_abi_version() { return FXQUANT_ABI; }
-FXQUANT_API int64_t fxquant_workspace(const fxquant::Call*) { return 0; }
-FXQUANT_API const char* fxquant_last_error() { return fxquant::last_error; }

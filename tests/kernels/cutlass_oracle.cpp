@@ -188,6 +188,8 @@ inline int SmId() { return 0; }
 
 #include FXQUANT_SOURCE
 
+#include "finish_all.h"
+
 #include "cutlass/layout/matrix.h"
 #include "cutlass/util/reference/host/convolution.h"
 #include "cutlass/util/reference/host/gemm.h"
@@ -204,21 +206,6 @@ Status launch(const typename Kernel::Params& params, dim3 grid, void*) {
         oracle::run_block(Kernel::kThreadCount, [&] { Kernel()(params, *shared); });
       }
   return kOk;
-}
-
-template <int V>
-void finish_all(const Call& c, const int32_t* sums) {
-  const Finish finish = finish_of(c);
-  for (int n = 0; n < c.n; n += V) {
-    const Columns<V> columns(finish, n);
-    for (int m = 0; m < c.m; ++m) {
-      int32_t run[V] = {};
-      for (int v = 0; v < V && n + v < c.n; ++v) run[v] = sums[m * c.n + n + v];
-      const auto residual = residual_of<V>(finish, m, n);
-      const auto y = values(finish, columns, place(finish, m), n, residual, run);
-      store(finish, columns, m, n, y);
-    }
-  }
 }
 
 }  // namespace fxquant

@@ -70,7 +70,8 @@ def played(tile: Sm80Tile) -> ctypes.CDLL:
     found = headers.find()
     assert found
     library = Path(folder().name) / f"{tile.name}.so"
-    places = (found, found.parent / "tools" / "util" / "include", *cuda_includes(), SOURCES)
+    util = found.parent / "tools" / "util" / "include"
+    places = (found, util, *cuda_includes(), SOURCES, ORACLE.parent)
     defines = {
         "FXQUANT_SOURCE": f'"{tile.family}.cu"',
         "FXQUANT_IS_CONV": int(tile.is_conv),
@@ -357,6 +358,19 @@ def test_the_largest_sums_are_exact() -> None:
     layer = Layer("s8", 5, 8, Ending(zero_point=127, bias=False), None, 65776)
     layer.x.fill_(-128)
     layer.weight.fill_(-128)
+    layer.check(played(SMALLEST["gemm_sm80", "s8"]), ("kernel", "4"))
+
+
+@pytest.mark.parametrize("zero_point", [4e4, -129.0, 1e30, float("-inf"), float("nan")])
+def test_a_forged_zero_point_is_clamped(zero_point: float) -> None:
+    """The largest sums and weights: any other zero point would carry them out of int32."""
+    layer = Layer("s8", 5, 8, Ending(bias=False), None, 65776)
+    layer.x.fill_(127 if zero_point > 0 else -128)
+    layer.weight.fill_(-128)
+    layer.row[0, 1] = 127.0 if zero_point > 0 else -128.0
+    expected = layer.expected()
+    layer.row[0, 1] = zero_point
+    layer.expected = lambda: expected  # type: ignore[method-assign]
     layer.check(played(SMALLEST["gemm_sm80", "s8"]), ("kernel", "4"))
 
 
