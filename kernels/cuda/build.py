@@ -24,7 +24,7 @@ import torch
 
 from fxquant.errors import near
 from fxquant.kernels import jit
-from fxquant.kernels.cuda import gate, nvcc
+from fxquant.kernels.cuda import call, gate, nvcc
 from fxquant.kernels.cuda.unit import ARCHES, PRODUCERS, WEIGHTS, Unit
 from fxquant.kernels.cutlass import headers
 from fxquant.kernels.cutlass.tiles import TILES
@@ -38,6 +38,8 @@ FLAGS = (
 _CUTLASS_FLAGS = ("--expt-relaxed-constexpr",)
 
 _KERNELS = Path(__file__).resolve().parents[1]
+_GATE = tuple(Path(str(module.__file__)) for module in (gate, call))
+"""What a library passed before it was kept: one that a laxer gate let through counts no more."""
 _LOCK = "build.lock"
 
 Say = Callable[[str], None]
@@ -170,7 +172,7 @@ def _named(unit: str) -> Unit:
 def _key(unit: Unit, arch: str) -> str:
     source, folders = _KERNELS / unit.source, ["cuda", *(["cutlass"] if unit.uses_cutlass else [])]
     beside = (f for folder in folders for f in sorted((_KERNELS / folder).glob("*.*")))
-    files = [source, *(f for f in beside if f.suffix in {".h", ".cuh"})]
+    files = [source, *_GATE, *(f for f in beside if f.suffix in {".h", ".cuh"})]
     there = [f for f in files if f.is_file()]
     return jit.hashed(
         there, (*_flags(unit, arch), repr((unit.opcodes, unit.probes)), platform.machine())

@@ -193,6 +193,22 @@ def test_other_sources_headers_or_cutlass_are_built_anew(tools: Path) -> None:
     assert compiled(tools) == 6
 
 
+def test_what_another_gate_let_through_is_built_anew(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Path(str(gate.__file__)) in build._GATE
+    file = tools / "gate.py"
+    file.write_text("# a lax gate\n")
+    monkeypatch.setattr(build, "_GATE", (file,))
+    build.build(["80"], only=["one"])
+    file.write_text("# a strict gate\n")
+    build._shelf.cache_clear()
+    assert build.available("8.0") == frozenset()
+    build.build(["80"], only=["one"])
+    assert compiled(tools) == 2
+    assert build.available("8.0") == {"one"}
+
+
 def test_what_fails_is_told_last_and_is_all_that_is_left(
     tools: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
