@@ -19,27 +19,6 @@ __device__ inline int8_t signed_nibble(int byte, int64_t at) {
   return int8_t((nibble ^ 8) - 8);
 }
 
-// packed [n, row_bytes] -> out [n, columns], zero from k on; a thread makes `wide` numbers.
-template <int wide>
-__global__ void __launch_bounds__(kThreads)
-    unpack_rows(const uint8_t* __restrict__ packed, int64_t items, int64_t row_bytes, int64_t k,
-                int64_t columns, int8_t* __restrict__ out) {
-  const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= items) return;
-  const int64_t row = item / (columns / wide), at = item % (columns / wide) * wide;
-  const uint8_t* from = packed + row * row_bytes;
-  int8_t values[wide] = {};
-  if constexpr (wide == 1) {
-    if (at < k) values[0] = signed_nibble(from[at / 2], at);
-  } else if (at < k) {  // k is a multiple of `wide`
-    uint8_t bytes[wide / 2];
-    read(from + at / 2, bytes);
-    FXQUANT_UNROLL
-    for (int j = 0; j < wide; ++j) values[j] = signed_nibble(bytes[j / 2], j);
-  }
-  write(out + row * columns + at, values);
-}
-
 // One output channel's nibbles (c, tap) -> bytes (tap, c), `tile` channels of them per block. They
 // go through shared memory: neighbours in one order are far apart in the other. A thread writes
 // `wide` bytes at once; `tile` is even and a multiple of it.
@@ -110,29 +89,6 @@ FXQUANT_API int fxquant_abi_version() { return FXQUANT_ABI; }
 
 // The CUDA runtime's words for this thread's last kLaunch.
 FXQUANT_API const char* fxquant_last_error() { return last_error(); }
-
-// A linear's packed uint8 [n, ceil(k / 2)] -> int8 [n, columns], columns >= k.
-FXQUANT_API int fxquant_unpack_linear(const void* packed, int64_t n, int64_t k, int64_t columns,
-                                      void* out, void* stream) {
-  if (n < 0 || k < 0 || columns < k) return kShape;
-  if (n * columns == 0) return kOk;
-  if (out == nullptr || packed == nullptr) return kShape;
-  const uint8_t* from = static_cast<const uint8_t*>(packed);
-  int8_t* to = static_cast<int8_t*>(out);
-  const bool wide = k % kWide == 0 && columns % kWide == 0 && is_aligned(packed, kWide / 2) &&
-                    is_aligned(out, kWide);
-  const int64_t items = n * columns / (wide ? kWide : 1);
-  dim3 grid;
-  if (const int status = blocks_for(items, grid)) return status;
-  if (wide) {
-    FXQUANT_LAUNCH(unpack_rows<kWide>, grid, dim3(kThreads), stream, from, items, k / 2, k,
-                   columns, to);
-  } else {
-    FXQUANT_LAUNCH(unpack_rows<1>, grid, dim3(kThreads), stream, from, items, (k + 1) / 2, k,
-                   columns, to);
-  }
-  return launched();
-}
 
 // A convolution's packed uint8 [n, ceil(channels * taps / 2)] -> int8 [n, taps, columns], taps =
 // kernel_h * kernel_w, columns >= channels. kShape for more than 16384 taps.

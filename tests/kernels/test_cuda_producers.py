@@ -117,7 +117,7 @@ def test_nothing_beyond_a_tensor_is_touched(
         producers.layer_norm_quantize(image.permute(0, 2, 3, 1), row, -1, 8, *affine, 1e-5, f16)
         k = 9 * width
         packed = guarded(cases.integers(2, (k + 1) // 2, dtype=torch.uint8))
-        weights.unpack_linear(packed, k, 16 * math.ceil(k / 16))
+        weights.unpack_conv(packed, k, (1, 1), 16 * math.ceil(k / 16))
         weights.unpack_conv(packed, width, (3, 3), 16 * math.ceil(width / 16))
         weights.pack_int4(guarded(cases.nibbles(3, width)), 16 * math.ceil(width / 16))
 
@@ -230,10 +230,8 @@ def test_wrong_arguments_are_refused(emulated: Callable[[int], None]) -> None:
         "quantiser 0 does not write": lambda: producers.layer_norm_quantize(
             x, row, 0, 8, None, None, 1e-5, torch.float16
         ),
-        "take uint8": lambda: weights.unpack_linear(row.byte(), 7, 8),
-        "do not fit 3 columns": lambda: weights.unpack_linear(row.byte(), 4, 3),
-        "weights are contiguous": lambda: weights.unpack_linear(bytes_[:, :2], 4, 4),
-        "out must be": lambda: weights.unpack_linear(row.byte(), 4, 4, out=row),
+        "take uint8": lambda: weights.unpack_conv(row.byte(), 7, (1, 1), 8),
+        "weights are contiguous": lambda: weights.unpack_conv(bytes_[:, :2], 4, (1, 1), 4),
         "do not fit 2 columns": lambda: weights.unpack_conv(row.byte(), 4, (1, 1), 2),
         "contiguous int8": lambda: weights.pack_int4(x, 6),
         "an even number": lambda: weights.pack_int4(x.to(i8), 7),
@@ -251,7 +249,7 @@ def test_tensors_elsewhere_are_refused() -> None:
     with pytest.raises(OperandError, match="all tensors go on one GPU; x is on cpu"):
         producers.quantize(x, row, 0, 8, "none", torch.int8)
     with pytest.raises(OperandError, match="all tensors go on one GPU; packed is on cpu"):
-        weights.unpack_linear(row.byte(), 4, 4)
+        weights.unpack_conv(row.byte(), 4, (1, 1), 4)
 
 
 @needs_compiler
@@ -317,14 +315,13 @@ def config(
 
 def test_why_not() -> None:
     assert all(producers.why_not(config(op)) is None for op in cases.PRODUCERS)
-    assert weights.why_not(config("linear")) is None
     for capability in (None, "7.5", "12.0"):
         other = replace(config(), machine=replace(config().machine, cuda=capability))
         said = f"8.0 to 8.9 and 9.0, this one has {capability or 'none'}"
         assert said in str(producers.why_not(other))
-        assert said in str(weights.why_not(other))
-    for face in (producers, weights):
-        assert str(face.why_not(config(units=()))).endswith("build it with `fxquant kernels build`")
+    assert str(producers.why_not(config(units=()))).endswith(
+        "build it with `fxquant kernels build`"
+    )
     for op in cases.PRODUCERS:
         assert "not torch.float64" in str(producers.why_not(config(op, dtype=torch.float64)))
         assert "torch.uint8" in str(producers.why_not(config(op, out=torch.uint8)))
