@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fxquant.kernels import reference
-from fxquant.kernels.cutlass import gemm, shapes, tune
+from fxquant.kernels.cutlass import shapes, tune
 from fxquant.kernels.cutlass.choose import Problem, table
 from fxquant.kernels.cutlass.tiles import TILES
 from tests.gpu import products, test_products_gpu
@@ -306,13 +306,6 @@ def test_the_fastest_tile_gets_the_row(tmp_path: Path, monkeypatch: pytest.Monke
     found = {p.out: tile for p, tile in table("NVIDIA X").items()}
     assert found == {"f16": fast, "bf16": fast.replace("f16", "bf16")}
     table.cache_clear()
-
-
-def test_a_forced_tile_is_forced_for_a_while() -> None:
-    choosing = gemm._ranked
-    with tune.forced("some_tile"):
-        assert gemm._ranked(None, None, None, None) == ("some_tile",)
-    assert gemm._ranked is choosing
 
 
 # The GPU tests' own arithmetic, the reference playing the GPU

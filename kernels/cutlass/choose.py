@@ -8,11 +8,13 @@ or whose GPU has no table, takes the tile of the least estimated time.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from fxquant.kernels.cutlass.tiles import TILES, Tile
 
 _MEASURED = Path(__file__).with_name("measured")
 _NEAR = math.log(4)  # a problem takes a neighbour's tile if their sizes differ by less, together
+_forced: ContextVar[str | None] = ContextVar("the forced tile", default=None)
 _WGMMA = {"gemm": 1.7, "conv": 1.2}  # of mma.sync's rate on a 9.0, assumed until it is measured
 
 
@@ -66,6 +69,31 @@ def ranked(problem: Problem, units: frozenset[str], gpu: str, multiprocessors: i
     if nearest and _distance(nearest[0], problem) < _NEAR:
         able.sort(key=lambda tile: tile.name != nearest[1])  # stable: the others keep their order
     return able
+
+
+def to_try(
+    problem: Problem, units: frozenset[str], gpu: str, multiprocessors: int
+) -> tuple[str, ...]:
+    """The names of `ranked`, worked out once for each problem; or the tile that is `forced`."""
+    tile = _forced.get()
+    return _names(problem, units, gpu, multiprocessors) if tile is None else (tile,)
+
+
+@contextlib.contextmanager
+def forced(tile: str) -> Iterator[None]:
+    """Every product of this thread takes the tile, or is refused by it."""
+    token = _forced.set(tile)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(
+    problem: Problem, units: frozenset[str], gpu: str, multiprocessors: int
+) -> tuple[str, ...]:
+    return tuple(tile.name for tile in ranked(problem, units, gpu, multiprocessors))
 
 
 def _writes(tile: Tile, problem: Problem) -> bool:
@@ -114,6 +142,7 @@ def write(path: Path, gpu: str, rows: Iterable[tuple[Problem, str, Sequence[floa
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"gpu": gpu, "rows": plain}, indent=1) + "\n")
     table.cache_clear()
+    _names.cache_clear()
 
 
 def _file(gpu: str) -> str:

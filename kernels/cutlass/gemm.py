@@ -25,15 +25,14 @@ from fxquant.errors import OperandError
 from fxquant.kernels import layout, reference
 from fxquant.kernels.config import Config
 from fxquant.kernels.cuda import build, call, launch, producers, weights
-from fxquant.kernels.cutlass.choose import Problem, fitting, ranked
+from fxquant.kernels.cutlass import refusals
+from fxquant.kernels.cutlass.choose import Problem, fitting, to_try
 from fxquant.kernels.cutlass.operands import check, check_weight, epilogue, expanded
 from fxquant.kernels.int4 import pack_int4, unpacked
 from fxquant.kernels.pack import Packed, packed
 
-_MOST_PRODUCTS = 2**31 // (255 * 128)  # of one output: their sum fits int32
 _NAMES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.int8: "s8"}
 _STEP = {"s8": 16, "s8s4": 32, "s4": 32}  # integers in 16 bytes of the narrower operand
-_NATIVE_INT4 = ("8.0", "8.6", "8.9")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Products:
 
     def why_not(self, config: Config) -> str | None:
         """Why such operands cannot be multiplied here."""
-        return self._wrong_bits(config) or self._wrong_machine(config) or _wrong_call(config)
+        return refusals.why_not(self.types, config)
 
     def linear(
         self,
@@ -225,66 +224,15 @@ class Products:
             weight=integers.data_ptr(), k=k, channels=channels + pad if "batch" in sizes else 0,
             epilogue=end, **sizes,
         )  # fmt: skip
-        tiles = _ranked(problem, units, gpu, multiprocessors)
+        tiles = to_try(problem, units, gpu, multiprocessors)
         libraries = [_library(tile, x.device) for tile in tiles]
         if not libraries:
             raise OperandError(f"no library that is built for this GPU can do {problem}")
         able = (one for one in libraries if one.fxquant_can_run(ctypes.byref(made)) == call.OK)
         _launch(next(able, libraries[0]), made, x.device)  # a library that refuses says why
 
-    def _wrong_bits(self, config: Config) -> str | None:
-        low, high = (5, 8) if self.types == "s8" else (2, 4)
-        bits = config.options["weight_bits"]
-        if not low <= bits <= high:
-            return f"its weights have {low} to {high} bits, not {bits}"
-        x_bits = config.options.get("x_bits", 8)
-        if self.types == "s4" and x_bits > 4:
-            return f"its activations have at most 4 bits, not {x_bits}"
-        if self.types == "s4" and config.machine.cuda not in (None, *_NATIVE_INT4):
-            return (
-                f"a GPU of compute capability {config.machine.cuda} multiplies no 4-bit integers: "
-                "weights are unpacked to 8 bits"
-            )
-        return None
-
-    def _wrong_machine(self, config: Config) -> str | None:
-        machine, gated = config.machine, config.options.get("activation") in reference.GATED
-        reason = build.why_not(machine.cuda)
-        needed = {*(["weights"] if self.types != "s8" else []), *(["producers"] if gated else [])}
-        ops = ("gemm",) if config.op == "linear" else ("gemm", "conv")
-        types = "s4" if self.types == "s4" else "s8"
-        there = machine.cuda_kernels
-        if reason is None and not (
-            there >= needed and all(fitting(op, types, there) for op in ops)
-        ):
-            reason = (
-                f"its libraries are not built; `{build.command(machine.cuda or '')}` builds them"
-            )
-        return reason
-
 
 INT8, INT4, W4A4 = Products("s8"), Products("s8s4"), Products("s4")
-
-
-def _wrong_call(config: Config) -> str | None:
-    if config.tensors["x"].dtype != torch.int8:
-        return f"its activations are stored as int8, not {config.tensors['x'].dtype}"
-    if config.options.get("groups", 1) != 1:
-        return f"it has no grouped convolution ({config.options['groups']} groups)"
-    if _products(config) > _MOST_PRODUCTS:
-        return f"int32 holds the sum of {_MOST_PRODUCTS} products"
-    if config.options.get("out_dtype", torch.float32) not in launch.TYPES:
-        return f"it does not write {config.options['out_dtype']}"
-    return None
-
-
-def _products(config: Config) -> int:
-    """How many products an output sums, of a weight whose sizes are all known."""
-    weight = config.tensors.get("weight")
-    count = 1 if config.options["weight_bits"] > 4 else 2
-    for size in weight.shape[1:] if weight else ():
-        count *= size or 1
-    return count
 
 
 def _is_krsc(weight: Tensor) -> bool:
@@ -309,13 +257,6 @@ def _gpu(device: torch.device) -> tuple[frozenset[str], str, int]:
     found: Any = torch.cuda.get_device_properties(device)
     units = build.available(f"{found.major}.{found.minor}")
     return units, found.name, found.multi_processor_count
-
-
-@functools.lru_cache(maxsize=4096)
-def _ranked(
-    problem: Problem, units: frozenset[str], gpu: str, multiprocessors: int
-) -> tuple[str, ...]:
-    return tuple(tile.name for tile in ranked(problem, units, gpu, multiprocessors))
 
 
 @functools.cache

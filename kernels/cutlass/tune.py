@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -21,7 +21,7 @@ from torch import Tensor
 from fxquant.errors import BackendError
 from fxquant.kernels.cuda import build
 from fxquant.kernels.cutlass import gemm, shapes
-from fxquant.kernels.cutlass.choose import Problem, fitting, tuned_path, write
+from fxquant.kernels.cutlass.choose import Problem, fitting, forced, tuned_path, write
 from fxquant.kernels.cutlass.shapes import Conv, Linear
 from fxquant.kernels.cutlass.tiles import Tile
 from fxquant.kernels.int4 import pack_int4
@@ -205,7 +205,6 @@ def rows_of(problem: Problem, times: Mapping[str, Sequence[float]]) -> list[Row]
 def keep(path: Path, gpu: str, rows: Iterable[Row]) -> None:
     """Write a table; this process uses it from now on."""
     write(path, gpu, rows)
-    gemm._ranked.cache_clear()
 
 
 def microseconds(systems: Mapping[str, Sequence[Call]], rounds: int = 7) -> Times:
@@ -252,18 +251,6 @@ def _elapsed(graph: torch.cuda.CUDAGraph) -> float:
 def _with_tile(tile: str, call: Call) -> object:
     with forced(tile):
         return call()
-
-
-@contextlib.contextmanager
-def forced(tile: str) -> Iterator[None]:
-    """Every product of this process takes the tile, or is refused by it."""
-    names = vars(gemm)
-    choosing = names["_ranked"]
-    names["_ranked"] = lambda *_: (tile,)
-    try:
-        yield
-    finally:
-        names["_ranked"] = choosing
 
 
 def _integers(*shape: int) -> Tensor:

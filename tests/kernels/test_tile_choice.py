@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxquant.kernels.cutlass import choose as choosing
-from fxquant.kernels.cutlass.choose import Problem, choose, estimate, fitting, write
+from fxquant.kernels.cutlass.choose import Problem, choose, estimate, fitting, forced, to_try, write
 from fxquant.kernels.cutlass.shapes import CONVS, LINEARS
 from fxquant.kernels.cutlass.tiles import TILES
 from fxquant.kernels.machine import Machine
@@ -23,6 +25,7 @@ GPU = "Test GPU 9"
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FXQUANT_CACHE", str(tmp_path))
     choosing.table.cache_clear()
+    choosing._names.cache_clear()
 
 
 @given(
@@ -93,6 +96,29 @@ def test_a_measured_tile_goes_before_the_estimate() -> None:
     other = Problem("gemm", "s8", "s8", 4096, 640, 640)
     assert choose(other, AMPERE, GPU, 108) == min(able, key=lambda t: estimate(t, other, 108))
     assert choose(near, AMPERE, "Another GPU", 108).name != slowest
+
+
+def test_a_forced_tile_is_forced_for_a_while_and_in_its_own_thread() -> None:
+    problem, free = Problem("gemm", "s8", "f16", 2, 8, 16), []
+    asked = (problem, AMPERE, GPU, 108)
+    best = to_try(*asked)
+    assert best == tuple(tile.name for tile in choosing.ranked(*asked))
+    with contextlib.suppress(KeyError), forced("some_tile"):
+        assert to_try(*asked) == ("some_tile",)
+        with forced("another"):
+            assert to_try(*asked) == ("another",)
+        other = threading.Thread(target=lambda: free.append(to_try(*asked)))
+        other.start()
+        other.join()
+        raise KeyError
+    assert to_try(*asked) == best == free[0]
+
+
+def test_a_new_table_is_used_at_once() -> None:
+    problem = Problem("gemm", "s8", "f16", 4096, 640, 640)
+    *_, slowest = to_try(problem, AMPERE, GPU, 108)
+    write(choosing.tuned_path(GPU), GPU, [(problem, slowest, [3.0])])
+    assert to_try(problem, AMPERE, GPU, 108)[0] == slowest
 
 
 def test_a_measured_tile_that_is_not_built_is_passed_over() -> None:
