@@ -30,7 +30,7 @@ from fxquant.graph.specialise import device_of
 from fxquant.graph.stages import OBSERVERS
 from fxquant.kernels.cuda import build
 from fxquant.kernels.dispatch import BACKENDS
-from fxquant.kernels.machine import Machine
+from fxquant.kernels.machine import Machine, detect
 from fxquant.passes import pipelines
 from fxquant.quant.observers import ObservedEdge
 from fxquant.quant.table import ActivationTable, contiguous_groups, settle
@@ -95,7 +95,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
     device = device_of(model)
-    options = Options(recipe, backend=check_backend(backend), progress=progress, device=device.type)
+    options = Options(recipe, detect(str(device)), check_backend(backend), device.type, progress)
     logs.configure()
     on_pass = dumping(on_pass)
     clock = Clock()
@@ -165,7 +165,7 @@ def load(
     clock = Clock()
     with clock("read"):
         saved = read(folder)
-    options = Options(saved.recipe, backend=backend, device=device.type)
+    options = Options(saved.recipe, detect(str(device)), backend, device.type)
     with clock("bind"):
         try:
             bound, slow = bind(saved.graph, options, strict, on_pass)

@@ -1,8 +1,8 @@
 """What the machine can do, as a value: kernel choice is a function of it.
 
-Tests and goldens choose for `Machine.named`, programs for `detect`. ``FXQUANT_CPU`` hides
-features of the real CPU: ``generic``, ``avx2``, ``avx2_vnni``, ``avx512`` or ``vnni`` (AVX512 with
-VNNI and bfloat16).
+Tests and goldens choose for `Machine.named`, programs for what `detect` finds. ``FXQUANT_CPU``
+hides features of the real CPU: ``generic``, ``avx2``, ``avx2_vnni``, ``avx512`` or ``vnni``
+(AVX512 with VNNI and bfloat16).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Machine:
     """A machine as far as kernels care.
 
     ``arch`` is ``x86_64`` or ``arm64``; ``cpu_features`` are spelled as Linux spells them;
-    ``compiler`` is the C++ compiler's path; ``cuda`` is the GPU's compute capability ("9.0"), and
-    ``cuda_kernels`` are the names of the libraries that were built for it.
+    ``compiler`` is the C++ compiler's path; ``cuda`` is the compute capability ("9.0") of the GPU
+    that is meant, if one is, and ``cuda_kernels`` are the names of the libraries built for it.
     """
 
     arch: str
@@ -84,10 +84,15 @@ PRESETS = {
 
 
 @functools.cache
-def detect() -> Machine:
-    """This machine, looked at once. Logs one notice where there is no C++ compiler."""
-    compiler, capability = jit.find_compiler(), _compute_capability()
-    if compiler is None:
+def detect(device: str = "cpu") -> Machine:
+    """This machine as far as what runs on ``device`` needs to know it, looked at once.
+
+    A GPU is looked at only if it is that device ("cuda" is the current one): merely to ask for its
+    compute capability initialises CUDA, which a model on the CPU must not. Logs one notice if the
+    device is the CPU and there is no C++ compiler.
+    """
+    compiler, capability = jit.find_compiler(), _compute_capability(device)
+    if compiler is None and capability is None:
         logger.warning("%s Slower kernels are used instead.", jit.why_no_compiler())
     return Machine(
         arch=arch(),
@@ -126,8 +131,8 @@ def mask(features: frozenset[str], level: str | None) -> frozenset[str]:
     return features & LEVELS[level]
 
 
-def _compute_capability() -> str | None:
-    if not torch.cuda.is_available():
+def _compute_capability(device: str) -> str | None:
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return None
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(device)
     return f"{major}.{minor}"

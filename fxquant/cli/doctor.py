@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
 def examine() -> dict[str, Any]:
     """Everything, as plain data."""
-    here = machine.detect()
+    here = machine.detect("cuda")
     kernels = would_use(here)
     return {
         "versions": _versions(),

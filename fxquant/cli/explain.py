@@ -55,9 +55,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    machine = Machine.named(options.machine) if options.machine else detect()
     recipe, backend = Recipe.parse(options.recipe), check_backend(options.backend)
     device = options.device or ("cuda" if (options.machine or "").startswith("cuda") else "cpu")
+    machine = Machine.named(options.machine) if options.machine else detect(device)
     plan = make_plan(load_model(options.model), Options(recipe, machine, backend, device))
     if options.strict:
         refuse(plan.fallbacks)

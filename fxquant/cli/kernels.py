@@ -86,11 +86,11 @@ def run(options: argparse.Namespace) -> int:
 def _build(options: argparse.Namespace) -> None:
     if options.jobs is not None and options.jobs < 1:
         raise SettingError(f"--jobs {options.jobs} would compile nothing; give 1 or more")
-    capability = machine.detect().cuda
     archs: Sequence[str]
     if options.arch:
         archs = list(dict.fromkeys(word.strip() for word in options.arch.split(",")))
     else:
+        capability = machine.detect("cuda").cuda
         archs = cuda.to_build(capability) if capability else ()
         for library in LIBRARIES.values() if not options.only else ():
             library()
@@ -101,7 +101,7 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    if machine.detect().cuda is None:
+    if machine.detect("cuda").cuda is None:
         raise SettingError("tuning measures on a GPU, and PyTorch finds none here")
     from fxquant.kernels.cutlass.tune import tune
 

@@ -16,14 +16,15 @@ class Options:
 
     Attributes:
         recipe: what the user chose.
-        machine: the machine to lower for; not necessarily this one.
+        machine: the machine to lower for; not necessarily this one. By default this one, without
+            its GPUs: a graph for one of them wants `detect` of that device.
         backend: "auto" or one kernel family; see fxquant.kernels.dispatch.
         device: the type of device that the graph runs on, "cpu" or "cuda".
         progress: a slow pass may show a progress bar.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
-    machine: Machine = field(default_factory=detect)
+    machine: Machine = field(default_factory=lambda: detect("cpu"))
     backend: str = "auto"
     device: str = "cpu"
     progress: bool = False

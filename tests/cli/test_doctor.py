@@ -18,7 +18,7 @@ from fxquant.kernels import jit, machine
 from fxquant.kernels.dispatch import KERNELS
 from fxquant.kernels.machine import Machine
 
-HERE = machine.detect()
+HERE = machine.detect("cuda")
 FULL_SPEED = HERE.has_vnni and HERE.arch == "x86_64" and jit.find_compiler() is not None
 
 
@@ -105,7 +105,7 @@ def test_what_builds_gpu_kernels(
     monkeypatch.setenv("FXQUANT_CUTLASS", str(tmp_path))
     monkeypatch.setenv("CUDACXX", "no-such-program")
     gpu = dataclasses.replace(HERE, cuda="9.0")
-    monkeypatch.setattr(machine, "detect", lambda: gpu)
+    monkeypatch.setattr(machine, "detect", lambda device: gpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     main(["doctor", "--json"])
     told = json.loads(capsys.readouterr().out)

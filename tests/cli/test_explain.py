@@ -34,7 +34,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> str:
 
     monkeypatch.setattr("fxquant.cli.explain.load_model", lambda name: name)
     monkeypatch.setattr("fxquant.cli.explain.make_plan", plan)
-    monkeypatch.setattr("fxquant.cli.explain.detect", lambda: Machine.named("x86-vnni"))
+    monkeypatch.setattr("fxquant.cli.explain.detect", lambda device: Machine.named("x86-vnni"))
     return "toy"
 
 

@@ -115,7 +115,7 @@ def test_without_arch_the_gpu_decides(
 ) -> None:
     for capability in (None, "8.9", "9.0", "12.0"):
         here = Machine("x86_64", frozenset(), "c++", capability)
-        monkeypatch.setattr(machine, "detect", lambda here=here: here)
+        monkeypatch.setattr(machine, "detect", lambda device, here=here: here)
         assert main(["kernels", "build"]) == 0
     assert [archs for archs, _, _ in asked] == [["89"], ["90a", "90"]]
 
@@ -123,7 +123,7 @@ def test_without_arch_the_gpu_decides(
 def test_what_cannot_be_built_or_tuned(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "detect", lambda: Machine.named("x86-vnni"))
+    monkeypatch.setattr(machine, "detect", lambda device: Machine.named("x86-vnni"))
     monkeypatch.setenv("CUDACXX", "no-such-program")
     errors = {
         "build --arch 91": "KernelBuildError: there are no kernels for architecture 91",
@@ -141,7 +141,7 @@ def test_what_cannot_be_built_or_tuned(
 def test_tuning_names_its_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "detect", lambda: Machine.named("cuda-sm90"))
+    monkeypatch.setattr(machine, "detect", lambda device: Machine.named("cuda-sm90"))
     monkeypatch.setattr("fxquant.kernels.cutlass.tune.tune", lambda say: Path("/cache/tiles.json"))
     assert main(["kernels", "tune"]) == 0
     assert capsys.readouterr().out == "wrote /cache/tiles.json\n"

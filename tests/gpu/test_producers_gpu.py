@@ -13,7 +13,7 @@ from fxquant.kernels.machine import detect
 from tests.kernels import cases, producer_properties
 
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or not {"producers", "weights"} <= detect().cuda_kernels,
+    not torch.cuda.is_available() or not {"producers", "weights"} <= detect("cuda").cuda_kernels,
     reason="needs a GPU, and the libraries that `fxquant kernels build` makes",
 )
 

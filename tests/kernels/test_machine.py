@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
+import torch
 
+import fxquant
 from fxquant.errors import SettingError
+from fxquant.graph.options import Options
 from fxquant.kernels import machine
 from fxquant.kernels.machine import Machine, detect
 
@@ -42,6 +46,54 @@ def test_detect_obeys_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_detect_is_cached() -> None:
     assert detect() is detect()
+
+
+def test_a_gpu_is_looked_at_only_for_what_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine of two GPUs: asking one initialises CUDA, which the CPU does not need."""
+    asked = list[str]()
+
+    def capability(device: str) -> tuple[int, int]:
+        asked.append(device)
+        return {"cuda:0": (8, 6), "cuda:1": (9, 0)}[device]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    detect.cache_clear()
+    try:
+        assert detect().cuda is Options().machine.cuda is None
+        assert not asked
+        assert (detect("cuda:1").cuda, detect("cuda:0").cuda) == ("9.0", "8.6")
+        assert asked == ["cuda:1", "cuda:0"]
+    finally:
+        detect.cache_clear()
+
+
+class Layer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(16, 16)
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.silu(self.linear(sample))
+
+
+def test_a_model_on_the_cpu_leaves_the_gpus_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("CUDA would be initialised")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_device_capability", "get_device_properties", "current_device", "init"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    detect.cache_clear()
+    try:
+        made = fxquant.compile(Layer(), [(torch.randn(2, 16),)], progress=False)
+        made.save_pretrained(tmp_path)
+        loaded = fxquant.load(tmp_path)
+        assert torch.equal(loaded(torch.ones(2, 16))[0], made(torch.ones(2, 16))[0])
+    finally:
+        detect.cache_clear()
 
 
 def test_a_missing_compiler_is_noticed_once(
