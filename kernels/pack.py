@@ -3,6 +3,9 @@
 Packed weights are opaque tensors that cannot be copied or saved, so no module holds them: they
 live here, weakly keyed by the canonical weight and by the form that a kernel wants it in. A weight
 that is changed in place is packed again. A view is another weight: pass the tensor itself.
+
+A GPU makes packed weights on the stream of whoever asks first, and they are not handed out before
+that stream is done: who asks next may be on another.
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
+
+from fxquant.errors import BackendError
 
 
 class Packed(NamedTuple):
@@ -32,7 +38,11 @@ _entries = WeakIdKeyDictionary()
 
 
 def packed(weight: Tensor, make: Callable[[], Packed], form: Hashable = "") -> Packed:
-    """What ``make`` made of ``weight``: called at most once per form and state of the weight."""
+    """What ``make`` made of ``weight``: called at most once per form and state of the weight.
+
+    Raises BackendError if it has to be made while a CUDA graph is captured: it would be part of the
+    graph, and empty until that is replayed.
+    """
     version = 0 if weight.is_inference() else weight._version
     with _lock:
         entry: _Entry | None = _entries.get(weight)
@@ -40,8 +50,20 @@ def packed(weight: Tensor, make: Callable[[], Packed], form: Hashable = "") -> P
             entry = _Entry(version, {})
             _entries[weight] = entry
         if form not in entry.forms:
-            entry.forms[form] = make()
+            entry.forms[form] = _on_gpu(weight, make) if weight.is_cuda else make()
         return entry.forms[form]
+
+
+def _on_gpu(weight: Tensor, make: Callable[[], Packed]) -> Packed:
+    with torch.cuda.device(weight.device):
+        if torch.cuda.is_current_stream_capturing():
+            raise BackendError(
+                "a CUDA graph cannot record how a weight is prepared for its kernel: run the model "
+                "once before the capture"
+            )
+        made = make()
+        torch.cuda.current_stream().synchronize()
+    return made
 
 
 def count() -> int:

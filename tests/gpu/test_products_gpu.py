@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fxquant.errors import BackendError
 from fxquant.kernels import dispatch, reference
 from fxquant.kernels.cuda import build
 from fxquant.kernels.cutlass import gemm
+from fxquant.kernels.cutlass.choose import forced
 from fxquant.kernels.cutlass.tiles import TILES, Tile
-from fxquant.kernels.cutlass.tune import forced
 from tests.gpu.products import (
     OUTS,
     Case,
@@ -263,6 +264,26 @@ def test_a_stream_of_its_own() -> None:
         result = gemm.INT8.conv2d(**arguments)
     aside.synchronize()
     assert_same(result, expected(case))
+
+
+def test_a_weight_packed_on_one_stream_is_there_for_another() -> None:
+    case = Case(CONV)
+    arguments = on_gpu(case.arguments())
+    slow = torch.cuda.Stream()
+    slow.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(slow):
+        torch.cuda._sleep(10**8)  # long enough for the other to come first, if it could
+        channels, kernel = arguments["x"].shape[1], arguments["kernel_size"]
+        gemm.INT8.prepare_conv2d(arguments["weight"], 8, channels, kernel)
+    assert_same(gemm.INT8.conv2d(**arguments), expected(case))
+
+
+def test_no_weight_is_packed_into_a_graph() -> None:
+    case = Case(GEMM)
+    arguments, graph = on_gpu(case.arguments()), torch.cuda.CUDAGraph()
+    with pytest.raises(BackendError, match="once before the capture"), torch.cuda.graph(graph):
+        gemm.INT8.linear(**arguments)
+    assert_same(gemm.INT8.linear(**arguments), expected(case))
 
 
 @pytest.mark.parametrize("shape", [GEMM, Gemm(3, 24, 40), CONV], ids=["int_mm", "few rows", "conv"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import threading
+from typing import Any
 
 import pytest
 import torch
 
+from fxquant.errors import BackendError
 from fxquant.kernels import pack
 from fxquant.kernels.machine import detect
 from fxquant.kernels.pack import Packed
@@ -51,6 +54,61 @@ def test_a_changed_weight_is_packed_again() -> None:
     weight.zero_()
     pack.packed(weight, make)
     assert make.calls == 2
+
+
+class OnGpu:
+    """As much of a weight on a GPU as is asked for."""
+
+    device, is_cuda, _version = torch.device("cuda", 1), True, 0
+
+    def is_inference(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done with the current stream: "capturing" put in front is answered with yes."""
+    done: list[str] = []
+
+    class Stream:
+        def synchronize(self) -> None:
+            done.append("waited")
+
+    def on(device: torch.device) -> contextlib.AbstractContextManager[None]:
+        assert device == OnGpu.device
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: "capturing" in done)
+    return done
+
+
+def test_what_a_gpu_packs_is_there_before_it_is_handed_out(gpu: list[str]) -> None:
+    weight: Any = OnGpu()
+
+    def make() -> Packed:
+        assert not gpu
+        gpu.append("made")
+        return Packed(torch.zeros(1), torch.zeros(1))
+
+    first = pack.packed(weight, make)
+    assert gpu == ["made", "waited"]
+    assert pack.packed(weight, make) is first
+    assert gpu == ["made", "waited"], "once"
+
+
+def test_nothing_is_packed_into_a_cuda_graph(gpu: list[str]) -> None:
+    weight: Any = OnGpu()
+    gpu.append("capturing")
+    make = Maker()
+    with pytest.raises(BackendError, match="run the model once before the capture"):
+        pack.packed(weight, make)
+    assert make.calls == 0
+    gpu.clear()
+    first = pack.packed(weight, make)
+    gpu.append("capturing")
+    assert pack.packed(weight, make) is first, "a capture may use what is there"
 
 
 def test_each_form_is_packed_once() -> None:
