@@ -52,3 +52,5 @@ class Kernel:
     why_not: Callable[[Config], str | None] = field(compare=False)
     run: Callable[..., Tensor] = field(compare=False)
     is_fallback: bool = False
+    reads_values: bool = False
+    """It reads numbers out of tensors, unseen: steps with it cannot be replayed."""

@@ -59,8 +59,13 @@ def missing(choice: Choice) -> list[tuple[str, str]]:
 
 def run(op: str, kernel: str) -> Callable[..., Tensor]:
     """The function that runs ``op`` with the kernel of that name."""
+    return named(op, kernel).run
+
+
+def named(op: str, kernel: str) -> Kernel:
+    """The kernel of that name; raises ValueError if ``op`` has none."""
     try:
-        return _RUN[op, kernel]
+        return _NAMED[op, kernel]
     except KeyError:
         known = ", ".join(k.name for k in _kernels(op))
         raise ValueError(f"{op} has no kernel {kernel!r}; there are {known}") from None
@@ -100,8 +105,10 @@ def _layer(op: str) -> tuple[Kernel, ...]:
     return (
         Kernel("gemm", op, "x86", gemm.why_not, getattr(gemm, op)),
         Kernel("gemm_int4", op, "x86", gemm.why_not_int4, getattr(gemm, op)),
-        Kernel("onednn", op, "x86", onednn.why_not, getattr(onednn, op)),
-        Kernel("onednn_int4", op, "x86", onednn.why_not_int4, getattr(onednn, op)),
+        Kernel("onednn", op, "x86", onednn.why_not, getattr(onednn, op), reads_values=True),
+        Kernel(
+            "onednn_int4", op, "x86", onednn.why_not_int4, getattr(onednn, op), reads_values=True
+        ),
         Kernel("cutlass", op, "cuda", INT8.why_not, getattr(INT8, op)),
         Kernel("cutlass_w4a4", op, "cuda", W4A4.why_not, getattr(W4A4, op)),
         Kernel("cutlass_int4", op, "cuda", INT4.why_not, getattr(INT4, op)),
@@ -129,4 +136,4 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
         _reference("attention"),
     ),
 }
-_RUN = {(op, kernel.name): kernel.run for op, kernels in KERNELS.items() for kernel in kernels}
+_NAMED = {(op, kernel.name): kernel for op, kernels in KERNELS.items() for kernel in kernels}

@@ -24,6 +24,8 @@ from fxquant.recipe import Recipe
 from fxquant.runtime.artifact import save
 from fxquant.runtime.cuda_graph import CapturedSteps
 from fxquant.runtime.manifest import Origin
+from fxquant.runtime.program import Program
+from fxquant.runtime.replay import ReplayedSteps
 from fxquant.runtime.summary import Summary
 
 log = logging.getLogger(__name__)
@@ -77,9 +79,12 @@ class QuantizedModel(nn.Module):
         self.origin = origin
         self._output = output
         self._limits = input_limits(graph)
-        self._captured: CapturedSteps | None = None
         if not owned:
             _own_tensors(self)
+        self._program = Program(graph)
+        self._steps: Callable[..., Tensor] = self._program
+        if self.device.type == "cpu":
+            self._steps = ReplayedSteps(self._program)
         self.eval()
 
     @property
@@ -139,7 +144,7 @@ class QuantizedModel(nn.Module):
         return result
 
     def _step(self, tensors: Sequence[Tensor], row: Tensor) -> Tensor:
-        return (self._captured or self.graph)(*tensors, row)
+        return self._steps(*tensors, row)
 
     def capture_steps(self) -> QuantizedModel:
         """From now on run steps as CUDA graphs, captured at the first call with each shape.
@@ -151,7 +156,7 @@ class QuantizedModel(nn.Module):
         """
         if self.device.type != "cuda":
             raise BackendError(f"CUDA graphs need a GPU; this model runs on {self.device}")
-        self._captured = CapturedSteps(self.graph)
+        self._steps = CapturedSteps(self._program)
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:

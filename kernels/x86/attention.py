@@ -13,7 +13,7 @@ import functools
 import torch
 from torch import Tensor
 
-from fxquant.kernels import layout
+from fxquant.kernels import calls, layout
 from fxquant.kernels.config import Config
 from fxquant.kernels.x86 import build
 
@@ -91,7 +91,7 @@ def attention(
         *(build.step(row, index) for index in (q_index, k_index, v_index, out_index)),
         _TYPES[q.dtype], _TYPES[out_dtype], out_bits, torch.get_num_threads(),
     )  # fmt: skip
-    library().fxquant_attention(ctypes.byref(call))
+    calls.call(library().fxquant_attention, ctypes.byref(call))
     return out
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxquant.kernels import layout
+from fxquant.kernels import calls, layout
 from fxquant.kernels.config import Config, TensorInfo
 from fxquant.kernels.pack import Packed, packed
 from fxquant.kernels.x86 import build, onednn
@@ -231,7 +231,8 @@ def _run(
         raise ValueError(f"the kernels take uint8 and write no float16: {x.dtype}, {out.dtype}")
     x = F.pad(x, (0, -x.shape[-1] % 4)) if x.shape[-1] % 4 else x
     weight_scale, bias = _float32(weight_scale), None if bias is None else _float32(bias)
-    library().fxquant_gemm_run(
+    calls.call(
+        library().fxquant_gemm_run,
         (ctypes.c_int64 * len(geometry))(*geometry), x.data_ptr(), build.step(row, x_index),
         pack.weight.data_ptr(), weight_bits <= 4, pack.sums.data_ptr(), weight_scale.data_ptr(),
         _data(bias), _data(channel_add), activation, _data(residual),

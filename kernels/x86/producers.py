@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxquant.kernels import layout
+from fxquant.kernels import calls, layout
 from fxquant.kernels.config import Config
 from fxquant.kernels.x86 import build
 
@@ -59,7 +59,8 @@ def quantize(
     """As `reference.quantize`."""
     out = layout.empty_image(x.shape, dtype, x.device)
     x = _in_order(x)
-    library().fxquant_quantize(
+    calls.call(
+        library().fxquant_quantize,
         x.data_ptr(), _type(x), 1, x.numel(), out.data_ptr(), _OUT[dtype], 0,
         build.step(row, index), bits, _ACTIVATIONS[activation], torch.get_num_threads(),
     )  # fmt: skip
@@ -85,7 +86,8 @@ def group_norm_silu_quantize(
     out = layout.empty_channels_last(x.shape, dtype, x.device)
     x = x.movedim(1, -1).contiguous()
     weight, bias = _float32(weight), _float32(bias)
-    library().fxquant_group_norm(
+    calls.call(
+        library().fxquant_group_norm,
         x.data_ptr(), _type(x), batch, x.numel() // (batch * channels), channels, groups,
         _data(weight), _data(bias), eps, _ACTIVATIONS[activation],
         out.data_ptr(), _OUT[dtype], build.step(row, index), bits, torch.get_num_threads(),
@@ -108,7 +110,8 @@ def layer_norm_quantize(
     out = torch.empty(x.shape, dtype=dtype)
     width = x.shape[-1]
     weight, bias = _float32(weight), _float32(bias)
-    library().fxquant_layer_norm(
+    calls.call(
+        library().fxquant_layer_norm,
         x.data_ptr(), _type(x), x.numel() // width, width, _data(weight), _data(bias), eps,
         out.data_ptr(), _OUT[dtype], build.step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip
@@ -123,7 +126,8 @@ def geglu_quantize(
     width = x.shape[-1] // 2
     out = torch.empty((*x.shape[:-1], width), dtype=dtype)
     gelu = _ACTIVATIONS["gelu_tanh" if approximate == "tanh" else "gelu"]
-    library().fxquant_geglu(
+    calls.call(
+        library().fxquant_geglu,
         x.data_ptr(), _type(x), out.numel() // width, width, out.data_ptr(), _OUT[dtype],
         build.step(row, index), bits, gelu, torch.get_num_threads(),
     )  # fmt: skip
@@ -148,7 +152,8 @@ def cat_quantize(
     for part in xs:
         x = _in_order(part)
         columns = x.numel() // rows
-        library().fxquant_quantize(
+        calls.call(
+            library().fxquant_quantize,
             x.data_ptr(), _type(x), rows, columns, where, _OUT[dtype], stride,
             build.step(row, index), bits, 0, torch.get_num_threads(),
         )  # fmt: skip
@@ -164,7 +169,8 @@ def upsample_quantize(
     shape = (batch, channels, height * factor, width * factor)
     out = layout.empty_channels_last(shape, dtype, x.device)
     x = _in_order(x)
-    library().fxquant_upsample(
+    calls.call(
+        library().fxquant_upsample,
         x.data_ptr(), _type(x), batch * height, width, channels, factor, out.data_ptr(),
         _OUT[dtype], build.step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip
@@ -179,7 +185,8 @@ def add_quantize(
         raise ValueError(f"add_quantize takes equal shapes, not {a.shape} and {b.shape}")
     out = layout.empty_image(a.shape, dtype, a.device)
     a, b = _in_order(a), _in_order(b)
-    library().fxquant_add(
+    calls.call(
+        library().fxquant_add,
         a.data_ptr(), _type(a), b.data_ptr(), _type(b), a.numel(), out.data_ptr(), _OUT[dtype],
         build.step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip

@@ -1,0 +1,114 @@
+"""A lowered graph as one Python function that calls kernels directly.
+
+A step of a large UNet is a thousand kernels with a few thousand weights. Running the graph module
+itself, each weight is looked up through half a dozen modules and each kernel through the
+dispatcher, in code that the kernels between have driven out of the caches: a few percent of a step
+on a CPU, and most of it for a small model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from fxquant.graph.lowered import is_op
+from fxquant.graph.nodes import aten
+from fxquant.kernels import dispatch
+from fxquant.kernels.config import Kernel
+
+_METHODS = {
+    aten.reshape.default: "reshape",
+    aten.view.default: "view",
+    aten.transpose.int: "transpose",
+    aten.permute.default: "permute",
+}
+_ORDER = {"placeholder": 0, "get_attr": 1}  # as arguments; the rest follows
+_Owned = tuple[MutableMapping[str, Any], str]
+
+
+class Program:
+    """Computes what ``graph`` does when called with the same tensors, without autograd.
+
+    The graph's nodes are read once, its tensors in every call: whoever puts another tensor in the
+    place of one is served with it.
+
+    Attributes:
+        reads_values: some kernel's work depends on numbers that it reads out of tensors.
+    """
+
+    def __init__(self, graph: GraphModule) -> None:
+        self.graph = graph
+        lifted, names = _lifted(graph.graph)
+        self._run: Callable[..., Tensor] = GraphModule(nn.Module(), lifted).forward
+        self._owned = [_owned(graph, name) for name in names]
+        self.reads_values = any(_kernel(n).reads_values for n in graph.graph.nodes if is_op(n))
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        return self.graph(*tensors) if is_watched() else self.run(*tensors)
+
+    def run(self, *tensors: Tensor) -> Tensor:
+        """The same, whoever watches."""
+        return self._run(*tensors, *self.tensors())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return type(self)(copy.deepcopy(self.graph, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.graph,)
+
+    def tensors(self) -> list[Tensor]:
+        """The graph's own: weights, scales, constants."""
+        return [owner[name] for owner, name in self._owned]
+
+
+def is_watched() -> bool:
+    """Does something look at operators, and must be shown them?"""
+    return (
+        torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or torch._C._autograd._profiler_enabled()
+        or _get_current_dispatch_mode() is not None
+        or torch._C._len_torch_function_stack() > 0
+    )
+
+
+def _lifted(graph: Graph) -> tuple[Graph, list[str]]:
+    """The graph with its tensors as further inputs, in the order of the names returned, and with
+    functions and methods for operators."""
+    lifted, copies = Graph(), dict[Node, Node]()
+    names: list[str] = []
+    for node in sorted(graph.nodes, key=lambda node: _ORDER.get(node.op, len(_ORDER))):
+        if node.op == "get_attr":
+            copies[node] = lifted.placeholder(f"tensor_{len(names)}")
+            names.append(str(node.target))
+        else:
+            copies[node] = _direct(lifted.node_copy(node, copies.__getitem__))
+    return lifted, names
+
+
+def _direct(node: Node) -> Node:
+    if is_op(node):
+        node.target, node.args = _kernel(node).run, node.args[:-1]
+    elif node.target in _METHODS:
+        node.op, node.target = "call_method", _METHODS[node.target]
+    return node
+
+
+def _kernel(node: Node) -> Kernel:
+    return dispatch.named(str(node.target).split(".")[1], str(node.args[-1]))
+
+
+def _owned(graph: GraphModule, name: str) -> _Owned:
+    """Where a module keeps a tensor: a dictionary and the key in it."""
+    path, _, key = name.rpartition(".")
+    module: nn.Module = graph.get_submodule(path)
+    for owner in (module._parameters, module._buffers):
+        if key in owner:
+            return owner, key
+    return vars(module), key
