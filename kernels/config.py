@@ -52,5 +52,6 @@ class Kernel:
     why_not: Callable[[Config], str | None] = field(compare=False)
     run: Callable[..., Tensor] = field(compare=False)
     is_fallback: bool = False
-    reads_values: bool = False
-    """It reads numbers out of tensors, unseen: steps with it cannot be replayed."""
+    is_repeatable: bool = False
+    """All its work is done by PyTorch's operators and through `calls.call`, and none of it depends
+    on numbers read out of tensors: so its calls can be written down, and repeated on other ones."""

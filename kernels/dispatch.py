@@ -91,24 +91,23 @@ def _always(config: Config) -> None:
 
 def _fused(op: str) -> tuple[Kernel, ...]:
     return (
-        Kernel("fused", op, "x86", producers.why_not, getattr(producers, op)),
+        Kernel("fused", op, "x86", producers.why_not, getattr(producers, op), is_repeatable=True),
         Kernel("cuda", op, "cuda", cuda.why_not, getattr(cuda, op)),
         _reference(op),
     )
 
 
 def _reference(op: str) -> Kernel:
-    return Kernel("reference", op, "reference", _always, getattr(reference, op), is_fallback=True)
+    run = getattr(reference, op)
+    return Kernel("reference", op, "reference", _always, run, is_fallback=True, is_repeatable=True)
 
 
 def _layer(op: str) -> tuple[Kernel, ...]:
     return (
-        Kernel("gemm", op, "x86", gemm.why_not, getattr(gemm, op)),
-        Kernel("gemm_int4", op, "x86", gemm.why_not_int4, getattr(gemm, op)),
-        Kernel("onednn", op, "x86", onednn.why_not, getattr(onednn, op), reads_values=True),
-        Kernel(
-            "onednn_int4", op, "x86", onednn.why_not_int4, getattr(onednn, op), reads_values=True
-        ),
+        Kernel("gemm", op, "x86", gemm.why_not, getattr(gemm, op), is_repeatable=True),
+        Kernel("gemm_int4", op, "x86", gemm.why_not_int4, getattr(gemm, op), is_repeatable=True),
+        Kernel("onednn", op, "x86", onednn.why_not, getattr(onednn, op)),
+        Kernel("onednn_int4", op, "x86", onednn.why_not_int4, getattr(onednn, op)),
         Kernel("cutlass", op, "cuda", INT8.why_not, getattr(INT8, op)),
         Kernel("cutlass_w4a4", op, "cuda", W4A4.why_not, getattr(W4A4, op)),
         Kernel("cutlass_int4", op, "cuda", INT4.why_not, getattr(INT4, op)),
@@ -131,8 +130,10 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
     "conv2d": _layer("conv2d"),
     **{op: _fused(op) for op in _PRODUCERS},
     "attention": (
-        Kernel("fused", "attention", "x86", attention.why_not, attention.attention),
-        Kernel("sdpa", "attention", "aten", sdpa.why_not, sdpa.attention),
+        Kernel(
+            "fused", "attention", "x86", attention.why_not, attention.attention, is_repeatable=True
+        ),
+        Kernel("sdpa", "attention", "aten", sdpa.why_not, sdpa.attention, is_repeatable=True),
         _reference("attention"),
     ),
 }

@@ -31,3 +31,4 @@ def place(graph: GraphModule, device: torch.device) -> None:
             node.kwargs = {**node.kwargs, "device": device}
         node.args = tuple(device if isinstance(a, torch.device) else a for a in node.args)
     graph.recompile()
+    torch.cuda.synchronize(device)  # calls may come on any stream

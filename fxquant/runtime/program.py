@@ -39,7 +39,7 @@ class Program:
     place of one is served with it.
 
     Attributes:
-        reads_values: some kernel's work depends on numbers that it reads out of tensors.
+        is_repeatable: so are all its kernels.
     """
 
     def __init__(self, graph: GraphModule) -> None:
@@ -47,7 +47,7 @@ class Program:
         lifted, names = _lifted(graph.graph)
         self._run: Callable[..., Tensor] = GraphModule(nn.Module(), lifted).forward
         self._owned = [_owned(graph, name) for name in names]
-        self.reads_values = any(_kernel(n).reads_values for n in graph.graph.nodes if is_op(n))
+        self.is_repeatable = all(_kernel(n).is_repeatable for n in graph.graph.nodes if is_op(n))
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         return self.graph(*tensors) if is_watched() else self.run(*tensors)

@@ -74,7 +74,7 @@ class ReplayedSteps:
 
     A recording has one set of tensors: a call that finds it in use by another thread runs the
     program instead. So does one under a profiler, a dispatch mode, autocast or `torch.compile`, and
-    every call of a program that reads values.
+    every call of a program with a kernel that is not repeatable.
 
     Args:
         most: shapes to keep recordings of; the one used longest ago goes first. Each holds the
@@ -84,7 +84,7 @@ class ReplayedSteps:
     def __init__(self, program: Program, most: int = 2) -> None:
         self._program, self._most = program, most
         self._recordings: OrderedDict[tuple[object, ...], _Recording | None] = OrderedDict()
-        self._is_repeatable = not program.reads_values
+        self._is_repeatable = program.is_repeatable
         self._lock = threading.Lock()
 
     def __call__(self, *tensors: Tensor) -> Tensor:
