@@ -82,9 +82,7 @@ class QuantizedModel(nn.Module):
         if not owned:
             _own_tensors(self)
         self._program = Program(graph)
-        self._steps: Callable[..., Tensor] = self._program
-        if self.device.type == "cpu":
-            self._steps = ReplayedSteps(self._program)
+        self._steps = self._uncaptured()
         self.eval()
 
     @property
@@ -144,7 +142,13 @@ class QuantizedModel(nn.Module):
         return result
 
     def _step(self, tensors: Sequence[Tensor], row: Tensor) -> Tensor:
+        if self._program.graph is not self.graph:
+            self._program = Program(self.graph)
+            self._steps = self._uncaptured()
         return self._steps(*tensors, row)
+
+    def _uncaptured(self) -> Callable[..., Tensor]:
+        return ReplayedSteps(self._program) if self.device.type == "cpu" else self._program
 
     def capture_steps(self) -> QuantizedModel:
         """From now on run steps as CUDA graphs, captured at the first call with each shape.

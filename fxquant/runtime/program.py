@@ -35,36 +35,47 @@ _Owned = tuple[MutableMapping[str, Any], str]
 class Program:
     """Computes what ``graph`` does when called with the same tensors, without autograd.
 
-    The graph's nodes are read once, its tensors in every call: whoever puts another tensor in the
-    place of one is served with it.
-
-    Attributes:
-        is_repeatable: so are all its kernels.
+    The graph's nodes are read once, and again when it was recompiled; its tensors in every call. So
+    whoever changes a node, or puts another tensor in the place of one, is served with it.
     """
 
     def __init__(self, graph: GraphModule) -> None:
         self.graph = graph
-        lifted, names = _lifted(graph.graph)
-        self._run: Callable[..., Tensor] = GraphModule(nn.Module(), lifted).forward
-        self._owned = [_owned(graph, name) for name in names]
-        self.is_repeatable = all(_kernel(n).is_repeatable for n in graph.graph.nodes if is_op(n))
+        self._read()
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         return self.graph(*tensors) if is_watched() else self.run(*tensors)
 
     def run(self, *tensors: Tensor) -> Tensor:
         """The same, whoever watches."""
-        return self._run(*tensors, *self.tensors())
+        return self.function(*tensors, *self.tensors())
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        """What runs: it takes the graph's inputs and then `tensors`."""
+        if type(self.graph).forward is not self._source:
+            self._read()
+        return self._function
+
+    def tensors(self) -> list[Tensor]:
+        """The graph's own: weights, scales, constants."""
+        return [owner[name] for owner, name in self._owned]
+
+    def is_repeatable(self) -> bool:
+        """Whether all kernels are."""
+        return all(_kernel(n).is_repeatable for n in self.graph.graph.nodes if is_op(n))
+
+    def _read(self) -> None:
+        self._source = type(self.graph).forward  # every graph module has a class of its own
+        lifted, names = _lifted(self.graph.graph)
+        self._function: Callable[..., Tensor] = GraphModule(nn.Module(), lifted).forward
+        self._owned = [_owned(self.graph, name) for name in names]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return type(self)(copy.deepcopy(self.graph, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.graph,)
-
-    def tensors(self) -> list[Tensor]:
-        """The graph's own: weights, scales, constants."""
-        return [owner[name] for owner, name in self._owned]
 
 
 def is_watched() -> bool:

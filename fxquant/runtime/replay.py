@@ -53,12 +53,16 @@ class _Recording:
     calls: list[Call]
     inputs: list[Tensor]
     output: Tensor
+    function: Callable[..., Tensor]
     tensors: list[Tensor]
     versions: list[int]
     arena: Arena
 
-    def is_current(self, tensors: Sequence[Tensor]) -> bool:
-        """Are the graph's tensors those of the recording, and unchanged?"""
+    def is_current(self, program: Program) -> bool:
+        """Is the program the recorded one, with the same tensors, unchanged?"""
+        if program.function is not self.function:
+            return False
+        tensors = program.tensors()
         return all(map(is_, tensors, self.tensors)) and self.versions == [*map(_versions, tensors)]
 
     def replay(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -84,7 +88,7 @@ class ReplayedSteps:
     def __init__(self, program: Program, most: int = 2) -> None:
         self._program, self._most = program, most
         self._recordings: OrderedDict[tuple[object, ...], _Recording | None] = OrderedDict()
-        self._is_repeatable = program.is_repeatable
+        self._is_repeatable = True
         self._lock = threading.Lock()
 
     def __call__(self, *tensors: Tensor) -> Tensor:
@@ -110,7 +114,7 @@ class ReplayedSteps:
             self._keep(key, None)
             return self._program(*tensors)
         recording = self._recordings[key]
-        if recording is None or not recording.is_current(self._program.tensors()):
+        if recording is None or not recording.is_current(self._program):
             try:
                 recording = self._recorded(tensors)
             except NotRepeatableError as error:
@@ -129,7 +133,9 @@ class ReplayedSteps:
 
     def _recorded(self, tensors: Sequence[Tensor]) -> _Recording:
         """Run a step and write it down."""
-        owned = self._program.tensors()
+        function, owned = self._program.function, self._program.tensors()
+        if not self._program.is_repeatable():
+            raise NotRepeatableError("some kernel does not say that its calls can be repeated")
         if any(t.is_inference() for t in owned):
             raise NotRepeatableError("tensors made in inference mode count no changes")
         calls: list[Call] = []
@@ -141,8 +147,8 @@ class ReplayedSteps:
             versions = [*map(_versions, owned)]
             stack.enter_context(written_down(calls))
             stack.enter_context(_Recorder(calls, arena))
-            output = self._program.run(*inputs)
-        return _Recording(calls, inputs, output, owned, versions, arena)
+            output = function(*inputs, *owned)
+        return _Recording(calls, inputs, output, function, owned, versions, arena)
 
 
 class _Recorder(TorchDispatchMode):

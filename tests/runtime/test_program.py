@@ -36,7 +36,7 @@ def test_tensors_are_read_in_each_call() -> None:
 def test_no_operator_is_left_that_names_a_kernel() -> None:
     model = c.toy()
     program = Program(model.graph)
-    targets = {str(node.target) for node in program._run.__self__.graph.nodes}  # type: ignore[attr-defined]
+    targets = {str(node.target) for node in program.function.__self__.graph.nodes}  # type: ignore[attr-defined]
     assert not any(target.startswith("fxquant.") for target in targets)
     assert len(program.tensors()) == sum(n.op == "get_attr" for n in model.graph.graph.nodes)
 
@@ -51,3 +51,30 @@ def test_a_copy_reads_its_own_graph() -> None:
         for tensor in model.graph.state_dict().values():
             tensor.zero_()
         assert torch.equal(program(*tensors), expected)
+
+
+def test_a_changed_graph_is_read_again() -> None:
+    model = c.fresh(c.toy())
+    call = {**c.mixed_call(2), "timestep": 7}
+    before = [c.result(model, call) for _ in range(3)]
+    end = model.graph.graph.output_node()
+    with model.graph.graph.inserting_before(end):
+        twice = model.graph.graph.call_function(torch.mul, (end.args[0], 2))
+    end.args = (twice,)
+    model.graph.recompile()
+    for _ in range(3):
+        assert torch.equal(c.result(model, call), 2 * before[0])
+
+
+def test_another_graph_in_its_place_is_run() -> None:
+    model, other = c.fresh(c.toy()), c.fresh(c.toy())
+    call = {**c.mixed_call(2), "timestep": 7}
+    before = [c.result(model, call) for _ in range(3)]
+    with torch.no_grad():
+        for tensor in other.graph.state_dict().values():
+            tensor.copy_(tensor.flip(0))
+    model.graph = other.graph
+    for _ in range(3):
+        after = c.result(model, call)
+        assert torch.equal(after, c.result(other, call))
+        assert not torch.equal(after, before[0])

@@ -46,16 +46,17 @@ def recordings(steps: ReplayedSteps) -> list[Any]:
 
 @contextmanager
 def counted(steps: ReplayedSteps, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The names of what calls do: "run" the program, or "replay"."""
+    """The names of what calls do: "run" the program, "record" it, or "replay"."""
     done: list[str] = []
-    program, recorded = steps._program, type(recordings(steps)[0])
 
-    def noted(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *args: (done.append(name), function(*args))[1]
+    def noted(patch: pytest.MonkeyPatch, name: str, owner: type, method: str) -> None:
+        function = getattr(owner, method)
+        patch.setattr(owner, method, lambda *args: (done.append(name), function(*args))[1])
 
     with monkeypatch.context() as patch:
-        patch.setattr(program, "run", noted("run", program.run))
-        patch.setattr(recorded, "replay", noted("replay", recorded.replay))
+        noted(patch, "run", Program, "__call__")
+        noted(patch, "record", ReplayedSteps, "_recorded")
+        noted(patch, "replay", type(recordings(steps)[0]), "replay")
         yield done
 
 
@@ -170,7 +171,7 @@ def test_a_changed_tensor_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) ->
                 tensor.copy_(tensor.flip(0))
     with counted(steps, monkeypatch) as done:
         check(model, steps, [c.mixed_call(2)] * 2)
-        assert done == ["run", "replay"]
+        assert done == ["record", "replay"]
 
 
 def test_a_tensor_in_the_place_of_another_is_seen() -> None:
