@@ -13,6 +13,8 @@ BENCHMARKS := attention cpu_unet scaling compile_cost reconstruct ablation load
 
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs a share, not 100x.
 export OMP_WAIT_POLICY := passive
+# Two processes; a file's tests stay in one of them, which share the models that they make.
+PYTEST := $(BIN)/pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install docs demo test test-all test-slow lint format types bench clean
@@ -41,13 +43,13 @@ demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)
-	$(BIN)/pytest -q -m "not slow" --durations=10
+	$(PYTEST) -m "not slow" --durations=10
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -q -m slow --durations=10
+	$(PYTEST) -m slow --durations=10
 
 test-all: lint $(STAMP)
-	$(BIN)/pytest -q --durations=20
+	$(PYTEST) --durations=20
 
 lint: $(STAMP) types
 	$(BIN)/ruff check .
