@@ -70,7 +70,16 @@ setup(
         "eval": ["torchmetrics", "torchvision", "torch-fidelity", "transformers"],
         "plots": ["matplotlib"],
         "bench": ["matplotlib", "openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "torchao"],
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "matplotlib", "pdoc", "setuptools>=77"],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "matplotlib",
+            "pdoc",
+            "setuptools>=77",
+        ],
     },
     entry_points={"console_scripts": ["fxquant = fxquant.cli:main"]},
     classifiers=[
