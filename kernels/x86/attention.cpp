@@ -22,9 +22,9 @@
 
 #include "attention_dot.h"
 #include "attention_pack.h"
+#include "memory.h"
 #include "numbers.h"
 #include "parallel.h"
-#include "store.h"
 #include "vector.h"
 
 namespace {

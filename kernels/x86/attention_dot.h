@@ -7,43 +7,11 @@
 
 #include <cstdint>
 
+#include "activations.h"
 #include "numbers.h"
 #include "vector.h"
 
 namespace {
-
-// 2^r for r in [0, 1]: minimax polynomials, relative error 7e-5 (kDegree 3) or 8e-8 (5).
-template <int kDegree>
-FXQUANT_INLINE Floats exp2_of_fraction(Floats r) {
-  if constexpr (kDegree == 3) {
-    Floats p = splat(7.802452058e-02f);
-    p = p * r + splat(2.260671584e-01f);
-    p = p * r + splat(6.958335395e-01f);
-    return p * r + splat(9.999252186e-01f);
-  } else {
-    Floats p = splat(1.877576652e-03f);
-    p = p * r + splat(8.989340148e-03f);
-    p = p * r + splat(5.582631801e-02f);
-    p = p * r + splat(2.401536171e-01f);
-    p = p * r + splat(6.931530732e-01f);
-    return p * r + splat(9.999999251e-01f);
-  }
-}
-
-// 2^x for x < 127; below -126 it may be anything from 0 to 2^-126.
-template <int kDegree>
-FXQUANT_INLINE Floats exp2_small(Floats x) {
-#if defined(__AVX512DQ__)
-  const Floats r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);  // x - floor(x)
-  return _mm512_scalef_ps(exp2_of_fraction<kDegree>(r), x);     // times 2^floor(x)
-#else
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: the low bits of x + kMagic are an integer
-  x = larger(x, splat(-126.0f));
-  const Floats shifted = (x - splat(0.5f)) + splat(kMagic);  // floor(x), or at a tie one less
-  const Floats p = exp2_of_fraction<kDegree>(x - (shifted - splat(kMagic)));
-  return as_floats(as_ints(p) + (as_ints(shifted) << 23));
-#endif
-}
 
 struct Float32Dot {
   using In = float;

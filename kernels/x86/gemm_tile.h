@@ -7,25 +7,20 @@
 #include <cstring>
 #include <utility>
 
+#include "activations.h"
 #include "gemm_pack.h"
+#include "memory.h"
 #include "numbers.h"
-#include "store.h"
 #include "vector.h"
 
 namespace {
 
 constexpr int kRows = kLanes == 16 ? 12 : 6;  // rows of a tile: as many sums as registers can hold
 
-// Further activations (see numbers.h): half the outputs times the GELU of the other half.
+// Further activations (see activations.h): half the outputs times the GELU of the other half.
 enum Gated { kGeglu = 4, kGegluTanh = 5 };
 
 inline bool is_gated(int activation) { return activation >= kGeglu; }
-
-inline Floats load_floats(const float* from) { return load_vector<Floats>(from); }
-inline Floats load_floats(const Bfloat16* from) {
-  typedef uint16_t Narrow __attribute__((vector_size(2 * kLanes)));
-  return as_floats(__builtin_convertvector(load_vector<Narrow>(from), Ints) << 16);
-}
 
 // ---- the product of a tile -------------------------------------------------------------------
 
@@ -135,19 +130,16 @@ struct Ending {
 };
 
 template <int activation>
-void activate_tile(float* __restrict tile, int rows) {
-#pragma omp simd
-  for (int i = 0; i < rows * kPanel; ++i) tile[i] = activate<activation>(tile[i]);
+void activate_tile(float* tile, int rows) {
+  fill(StoreFloat32(), tile, rows * kPanel, [=](auto at) { return activate<activation>(at(tile)); });
 }
 
 // The first half of every row becomes its product with the second half's GELU.
 template <int activation>
 void gate_tile(float* tile, int rows) {
-  for (int r = 0; r < rows; ++r) {
-    float* __restrict value = tile + r * kPanel;
-    const float* __restrict gate = value + kLanes;
-#pragma omp simd
-    for (int i = 0; i < kLanes; ++i) value[i] *= activate<activation>(gate[i]);
+  for (int r = 0; r < rows; ++r, tile += kPanel) {
+    const Floats gate = load_floats(tile + kLanes);
+    store_vector(tile, load_floats(tile) * activate<activation>(gate));
   }
 }
 
@@ -163,15 +155,9 @@ void activate_tile(int activation, float* tile, int rows) {
 }
 
 template <class T>
-void add_residual(const T* residual, int64_t stride, int width, float* __restrict tile, int rows) {
-  for (int r = 0; r < rows; ++r, residual += stride, tile += kPanel) {
-    if (width == kPanel) {
-#pragma omp simd
-      for (int i = 0; i < kPanel; ++i) tile[i] += load(residual[i]);
-    } else {
-      for (int i = 0; i < width; ++i) tile[i] += load(residual[i]);
-    }
-  }
+void add_residual(const T* residual, int64_t stride, int width, float* tile, int rows) {
+  for (int r = 0; r < rows; ++r, residual += stride, tile += kPanel)
+    fill(StoreFloat32(), tile, width, [=](auto at) { return at(tile) + at(residual); });
 }
 
 // The residual of a tile comes into cache while the tile is multiplied.
@@ -187,17 +173,8 @@ void fetch_residual(const Ending& e, int64_t row, int rows, int64_t column) {
 template <class Store>
 void store_tile(const Store& store, const float* tile, int rows, int width,
                 typename Store::Stored* to, int64_t stride) {
-  for (int r = 0; r < rows; ++r, to += stride, tile += kPanel) {
-    if (width % kLanes == 0) {
-      for (int v = 0; v * kLanes < width; ++v)
-        store(to + v * kLanes, load_vector<Floats>(tile + v * kLanes));
-    } else {
-      typename Store::Stored row[kPanel];
-      for (int v = 0; v * kLanes < width; ++v)
-        store(row + v * kLanes, load_vector<Floats>(tile + v * kLanes));
-      std::memcpy(to, row, width * sizeof *to);
-    }
-  }
+  for (int r = 0; r < rows; ++r, to += stride, tile += kPanel)
+    fill(store, to, width, [=](auto at) { return at(tile); });
 }
 
 // Stores x + residual, which lies in memory like the outputs and is of their type.

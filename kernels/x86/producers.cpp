@@ -12,11 +12,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
+#include "activations.h"
+#include "memory.h"
 #include "numbers.h"
 #include "parallel.h"
+#include "vector.h"
 
 namespace {
 
@@ -33,17 +37,6 @@ void with_input(const void* x, int type, F f) {
     f(static_cast<const float*>(x));
   } else {
     f(static_cast<const Bfloat16*>(x));
-  }
-}
-
-template <class F>
-void with_output(void* out, int type, const float* step, int bits, F f) {
-  if (type == kFloat32) {
-    f(ToFloat32{static_cast<float*>(out)});
-  } else if (type == kBfloat16) {
-    f(ToBfloat16{static_cast<Bfloat16*>(out)});
-  } else {
-    f(ToInteger(out, step, bits, type));
   }
 }
 
@@ -67,82 +60,61 @@ void parallel(int64_t tasks, int64_t work, int threads, F f) {
 
 // ---- group norm ------------------------------------------------------------------------------
 
-// sum[c] += the sum over rows of x[row, c].
+constexpr int64_t kSampled = 64;  // rows of an image that its pivots are made of
+
+// The mean of each channel's group over some rows of an image [length, channels]: near the image's.
 template <class In>
-void add_rows(const In* __restrict x, int64_t rows, int64_t channels, float* __restrict sum) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    const In* __restrict p = x + r * channels;
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c)
-      sum[c] += (load(p[c]) + load(p[c + channels])) +
-                (load(p[c + 2 * channels]) + load(p[c + 3 * channels]));
+void sample_means(const In* x, int64_t length, int64_t channels, int64_t groups, float* means) {
+  const int64_t rows = std::min(length, kSampled), width = channels / groups;
+  std::fill(means, means + channels, 0.0f);
+  for (int64_t r = 0; r < rows; ++r) {
+    const In* row = x + r * length / rows * channels;
+    fill(StoreFloat32(), means, channels, [=](auto at) { return at(means) + at(row); });
   }
-  for (; r < rows; ++r) {
-    const In* __restrict p = x + r * channels;
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) sum[c] += load(p[c]);
+  for (int64_t first = 0; first < channels; first += width) {
+    const double total = std::accumulate(means + first, means + first + width, 0.0);
+    std::fill(means + first, means + first + width, float(total / double(rows * width)));
   }
 }
 
 // sum[c] and square[c] += the sums over rows of d and d * d, d = x[row, c] - pivot[c].
-template <class In>
-void add_deviations(const In* __restrict x, int64_t rows, int64_t channels,
-                    const float* __restrict pivot, float* __restrict sum,
-                    float* __restrict square) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    const In* __restrict p = x + r * channels;
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      const float d0 = load(p[c]) - pivot[c];
-      const float d1 = load(p[c + channels]) - pivot[c];
-      const float d2 = load(p[c + 2 * channels]) - pivot[c];
-      const float d3 = load(p[c + 3 * channels]) - pivot[c];
-      sum[c] += (d0 + d1) + (d2 + d3);
-      square[c] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
+template <int rows, class In>
+void add_deviations(const In* x, int64_t channels, const float* pivot, float* sum, float* square) {
+  by_registers(channels, [=](auto at) {
+    const Floats from = at(pivot);
+    Floats d[rows], s = {}, q = {};
+    for (int r = 0; r < rows; ++r) d[r] = at(x + r * channels) - from;
+    for (int r = 0; r < rows; ++r) {
+      s += d[r];
+      q += d[r] * d[r];
     }
-  }
-  for (; r < rows; ++r) {
-    const In* __restrict p = x + r * channels;
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      const float d = load(p[c]) - pivot[c];
-      sum[c] += d;
-      square[c] += d * d;
-    }
-  }
+    at.put(StoreFloat32(), sum, at(sum) + s);
+    at.put(StoreFloat32(), square, at(square) + q);
+  });
 }
 
 struct Moments {
   double mean, square;  // of one group in one chunk; square: summed squared deviations
 };
 
-// The moments of each group of one chunk [rows, channels]. Two sweeps over cached data: the second
-// measures from the first one's mean, so that a large mean costs no accuracy.
+// The moments of each group of one chunk [rows, channels], in one sweep. It measures from pivots
+// near the means, so that large means cost no accuracy.
 template <class In>
-void chunk_moments(const In* x, int64_t rows, int64_t channels, int64_t groups, Moments* moments) {
+void chunk_moments(const In* x, int64_t rows, int64_t channels, int64_t groups,
+                   const float* pivot, Moments* moments) {
   const int64_t width = channels / groups;
   const double count = double(rows) * double(width);
-  std::vector<float> scratch(4 * channels, 0.0f);
-  float* total = scratch.data();
-  float* pivot = total + channels;
-  float* sum = pivot + channels;
-  float* square = sum + channels;
-  add_rows(x, rows, channels, total);
+  std::vector<float> scratch(2 * channels, 0.0f);
+  float *sum = scratch.data(), *square = sum + channels;
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4)
+    add_deviations<4>(x + r * channels, channels, pivot, sum, square);
+  for (; r < rows; ++r) add_deviations<1>(x + r * channels, channels, pivot, sum, square);
   for (int64_t g = 0; g < groups; ++g) {
-    double t = 0.0;
-    for (int64_t c = g * width; c < (g + 1) * width; ++c) t += total[c];
-    std::fill(pivot + g * width, pivot + (g + 1) * width, float(t / count));
-  }
-  add_deviations(x, rows, channels, pivot, sum, square);
-  for (int64_t g = 0; g < groups; ++g) {
-    double d = 0.0, dd = 0.0;
-    for (int64_t c = g * width; c < (g + 1) * width; ++c) {
-      d += sum[c];
-      dd += square[c];
-    }
-    moments[g] = {pivot[g * width] + d / count, dd - d * d / count};
+    const int64_t first = g * width, last = first + width;
+    const double d = std::accumulate(sum + first, sum + last, 0.0);
+    const double dd = std::accumulate(square + first, square + last, 0.0);
+    moments[g] = {pivot[first] + d / count, dd - d * d / count};
   }
 }
 
@@ -184,69 +156,99 @@ void coefficients(const Moments* moments, const Chunks& chunks, int64_t channels
   }
 }
 
-template <int activation, class In, class Out>
-void normalize_rows(const In* __restrict x, int64_t first, int64_t rows, int64_t channels,
-                    Coefficients k, Out put) {
-  const float* __restrict mean = k.mean;
-  const float* __restrict scale = k.scale;
-  const float* __restrict shift = k.shift;
-  for (int64_t r = first; r < first + rows; ++r) {
-    const In* in = x + r * channels;
-    fill(put, r * channels, channels, [=](int64_t c) {
-      return activate<activation>((load(in[c]) - mean[c]) * scale[c] + shift[c]);
+template <int activation, class In, class Store>
+void normalize_rows(const In* x, int64_t rows, int64_t channels, Coefficients k,
+                    const Store& store, typename Store::Stored* out) {
+  for (int64_t r = 0; r < rows; ++r, x += channels, out += channels)
+    fill(store, out, channels, [=](auto at) {
+      return activate<activation>((at(x) - at(k.mean)) * at(k.scale) + at(k.shift));
     });
-  }
 }
 
-template <int activation, class In, class Out>
+// f(b, first, last) for consecutive chunks of image b, on one thread.
+template <class F>
+void by_images(int64_t batch, const Chunks& chunks, int64_t work, int threads, F f) {
+  const int64_t count = chunks.count;
+  share(batch * count, work < kSerialBelow ? 1 : threads, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin / count; b * count < end; ++b)
+      f(b, std::max(begin - b * count, int64_t(0)), std::min(end - b * count, count));
+  });
+}
+
+// What a thread needs of an image besides its own chunks it makes itself: it is little, and threads
+// need not be woken for it.
+template <int activation, class In, class Store>
 void group_norm(const In* x, int64_t batch, int64_t length, int64_t channels, int64_t groups,
-                const float* weight, const float* bias, double eps, Out put, int threads) {
+                const float* weight, const float* bias, double eps, const Store& store,
+                typename Store::Stored* out, int threads) {
   const Chunks chunks(length, channels);
-  const int64_t tasks = batch * chunks.count, work = batch * length * channels;
-  std::vector<Moments> moments(tasks * groups);
-  std::vector<float> scratch(3 * batch * channels);
-  auto of = [&](int64_t b) {
-    float* p = scratch.data() + 3 * b * channels;
-    return Coefficients{p, p + channels, p + 2 * channels};
-  };
-  auto row_of = [&](int64_t task) {
-    return task / chunks.count * length + task % chunks.count * chunks.rows;
-  };
-  parallel(tasks, work, threads, [&](int64_t t) {
-    chunk_moments(x + row_of(t) * channels, chunks.rows_of(t % chunks.count), channels, groups,
-                  moments.data() + t * groups);
+  const int64_t work = batch * length * channels;
+  std::vector<Moments> moments(batch * chunks.count * groups);
+  by_images(batch, chunks, work, threads, [&](int64_t b, int64_t first, int64_t last) {
+    const In* image = x + b * length * channels;
+    std::vector<float> pivot(channels);
+    sample_means(image, length, channels, groups, pivot.data());
+    for (int64_t k = first; k < last; ++k)
+      chunk_moments(image + k * chunks.rows * channels, chunks.rows_of(k), channels, groups,
+                    pivot.data(), moments.data() + (b * chunks.count + k) * groups);
   });
-  parallel(batch, work, threads, [&](int64_t b) {
+  by_images(batch, chunks, work, threads, [&](int64_t b, int64_t first, int64_t last) {
+    std::vector<float> scratch(3 * channels);
+    const Coefficients k{scratch.data(), scratch.data() + channels, scratch.data() + 2 * channels};
     coefficients(moments.data() + b * chunks.count * groups, chunks, channels, groups, weight,
-                 bias, eps, of(b));
-  });
-  parallel(tasks, work, threads, [&](int64_t t) {
-    normalize_rows<activation>(x, row_of(t), chunks.rows_of(t % chunks.count), channels,
-                               of(t / chunks.count), put);
+                 bias, eps, k);
+    const int64_t row = first * chunks.rows, rows = std::min(last * chunks.rows, length) - row;
+    const int64_t at = (b * length + row) * channels;
+    normalize_rows<activation>(x + at, rows, channels, k, store, out + at);
   });
 }
 
 // ---- layer norm ------------------------------------------------------------------------------
 
-template <class In, class Out>
-void layer_norm_row(const In* __restrict x, int64_t width, const float* __restrict weight,
-                    const float* __restrict bias, double eps, int64_t at, Out put) {
-  float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < width; ++i) total += load(x[i]);
-  const float pivot = total / float(width);
-  float sum = 0.0f, square = 0.0f;
-#pragma omp simd reduction(+ : sum, square)
-  for (int64_t i = 0; i < width; ++i) {
-    const float d = load(x[i]) - pivot;
-    sum += d;
-    square += d * d;
+constexpr int kTogether = 4;  // rows that are summed at the same time: a sum is a chain of additions
+
+// The sum of the lanes.
+inline float total(Floats x) {
+  typedef float Four __attribute__((vector_size(16)));
+  float lanes[kLanes];
+  store_vector(lanes, x);
+  Four sum = {};
+  for (int lane = 0; lane < kLanes; lane += 4) sum += load_vector<Four>(lanes + lane);
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// kTogether rows of x; the last ones may be the same. `eps` is float64's, as the variance.
+template <class In, class Store>
+void layer_norm_rows(const In* const (&x)[kTogether], int64_t width, const float* weight,
+                     const float* bias, double eps, Store store,
+                     typename Store::Stored* const (&out)[kTogether]) {
+  Floats sum[kTogether] = {}, square[kTogether] = {}, pivot[kTogether];
+  by_registers(width, [&](auto at) {
+    for (int r = 0; r < kTogether; ++r) sum[r] += at(x[r]);
+  });
+  for (int r = 0; r < kTogether; ++r) {
+    pivot[r] = splat(total(sum[r]) / float(width));
+    sum[r] = Floats{};
   }
-  const float rest = sum / float(width);  // what the pivot lacks to be the mean
-  const double variance = double(square) / width - double(rest) * rest;
-  const float inverse = float(1.0 / std::sqrt(std::max(variance, 0.0) + eps));
-  fill(put, at, width, [=](int64_t i) {
-    return ((load(x[i]) - pivot) - rest) * inverse * weight[i] + bias[i];
+  by_registers(width, [&](auto at) {
+    for (int r = 0; r < kTogether; ++r) {
+      const Floats d = at.only(at(x[r]) - pivot[r]);
+      sum[r] += d;
+      square[r] += d * d;
+    }
+  });
+  Floats scale[kTogether], shift[kTogether];
+  for (int r = 0; r < kTogether; ++r) {
+    const float mean = total(sum[r]) / float(width);  // what the pivot lacks to be the mean
+    const double variance = double(total(square[r])) / width - double(mean) * mean;
+    const double inverse = 1.0 / std::sqrt(std::max(variance, 0.0) + eps);
+    scale[r] = splat(float(inverse));
+    shift[r] = splat(float(-mean * inverse));
+  }
+  by_registers(width, [&](auto at) {
+    const Floats w = at(weight), b = at(bias);
+    for (int r = 0; r < kTogether; ++r)
+      at.put(store, out[r], ((at(x[r]) - pivot[r]) * scale[r] + shift[r]) * w + b);
   });
 }
 
@@ -259,13 +261,14 @@ extern "C" {
 int fxquant_abi_version() { return 1; }
 
 // x [rows, columns] -> out [rows, out_stride], the first `columns` of each row.
-void fxquant_quantize(const void* x, int x_type, int64_t rows, int64_t columns, void* out,
+void fxquant_quantize(const void* x, int x_type, int64_t rows, int64_t columns, uint8_t* out,
                       int out_type, int64_t out_stride, const float* step, int bits,
                       int activation, int threads) {
   const int64_t blocks = ceil_div(columns, kBlock);
-  const ToInteger put(out, step, bits, out_type);
   with_input(x, x_type, [&](auto* p) {
     with_activation(activation, [&](auto kind) {
+      constexpr int applied = decltype(kind)::value;
+      const StoreIntegers<applied == kNone> store(step, bits, out_type);
       // Short rows are taken several at a time, long ones block by block.
       const int64_t group = std::max<int64_t>(1, kBlock / std::max<int64_t>(columns, 1));
       parallel(ceil_div(rows, group) * blocks, rows * columns, threads, [&](int64_t task) {
@@ -273,8 +276,8 @@ void fxquant_quantize(const void* x, int x_type, int64_t rows, int64_t columns, 
         const int64_t first = task / blocks * group, last = std::min(first + group, rows);
         for (int64_t r = first; r < last; ++r) {
           const auto* in = p + r * columns + begin;
-          fill(put, r * out_stride + begin, end - begin,
-               [=](int64_t i) { return activate<decltype(kind)::value>(load(in[i])); });
+          fill(store, out + r * out_stride + begin, end - begin,
+               [=](auto at) { return activate<applied>(at(in)); });
         }
       });
     });
@@ -282,32 +285,31 @@ void fxquant_quantize(const void* x, int x_type, int64_t rows, int64_t columns, 
 }
 
 // a + b, both [size].
-void fxquant_add(const void* a, int a_type, const void* b, int b_type, int64_t size, void* out,
+void fxquant_add(const void* a, int a_type, const void* b, int b_type, int64_t size, uint8_t* out,
                  int out_type, const float* step, int bits, int threads) {
-  const ToInteger put(out, step, bits, out_type);
+  const StoreExactInteger store(step, bits, out_type);
   with_input(a, a_type, [&](auto* pa) {
     with_input(b, b_type, [&](auto* pb) {
       parallel(ceil_div(size, kBlock), size, threads, [&](int64_t task) {
-        const int64_t at = task * kBlock;
-        const auto *va = pa + at, *vb = pb + at;
-        fill(put, at, std::min(kBlock, size - at),
-             [=](int64_t i) { return load(va[i]) + load(vb[i]); });
+        const int64_t first = task * kBlock;
+        const auto *va = pa + first, *vb = pb + first;
+        fill(store, out + first, std::min(kBlock, size - first),
+             [=](auto at) { return at(va) + at(vb); });
       });
     });
   });
 }
 
 // x [rows, 2 * width] -> out [rows, width]: value * gelu(gate).
-void fxquant_geglu(const void* x, int x_type, int64_t rows, int64_t width, void* out,
+void fxquant_geglu(const void* x, int x_type, int64_t rows, int64_t width, uint8_t* out,
                    int out_type, const float* step, int bits, int activation, int threads) {
-  const ToInteger put(out, step, bits, out_type);
+  const StoreInteger store(step, bits, out_type);
   with_input(x, x_type, [&](auto* p) {
     with_activation(activation, [&](auto kind) {
       parallel(rows, rows * width, threads, [&](int64_t r) {
         const auto *value = p + 2 * r * width, *gate = value + width;
-        fill(put, r * width, width, [=](int64_t i) {
-          return load(value[i]) * activate<decltype(kind)::value>(load(gate[i]));
-        });
+        fill(store, out + r * width, width,
+             [=](auto at) { return at(value) * activate<decltype(kind)::value>(at(gate)); });
       });
     });
   });
@@ -315,18 +317,17 @@ void fxquant_geglu(const void* x, int x_type, int64_t rows, int64_t width, void*
 
 // x [rows, width, channels] -> out [rows * factor, width * factor, channels], nearest.
 void fxquant_upsample(const void* x, int x_type, int64_t rows, int64_t width, int64_t channels,
-                      int64_t factor, void* out, int out_type, const float* step, int bits,
+                      int64_t factor, uint8_t* out, int out_type, const float* step, int bits,
                       int threads) {
-  const ToInteger put(out, step, bits, out_type);
+  const StoreExactInteger store(step, bits, out_type);
   const int64_t out_row = width * factor * channels;
   with_input(x, x_type, [&](auto* p) {
     parallel(rows, rows * out_row, threads, [&](int64_t r) {
-      uint8_t* line = static_cast<uint8_t*>(out) + r * factor * out_row;
+      uint8_t* line = out + r * factor * out_row;
       for (int64_t w = 0; w < width; ++w) {
         const auto* in = p + (r * width + w) * channels;
-        const int64_t at = r * factor * out_row + w * factor * channels;
-        fill(put, at, channels, [=](int64_t c) { return load(in[c]); });
         uint8_t* pixel = line + w * factor * channels;
+        fill(store, pixel, channels, [=](auto at) { return at(in); });
         for (int64_t f = 1; f < factor; ++f) std::memcpy(pixel + f * channels, pixel, channels);
       }
       for (int64_t f = 1; f < factor; ++f) std::memcpy(line + f * out_row, line, out_row);
@@ -340,10 +341,11 @@ void fxquant_group_norm(const void* x, int x_type, int64_t batch, int64_t length
                         double eps, int activation, void* out, int out_type, const float* step,
                         int bits, int threads) {
   with_input(x, x_type, [&](auto* p) {
-    with_output(out, out_type, step, bits, [&](auto put) {
+    with_store(out_type, step, bits, [&](const auto& store) {
+      using Stored = typename std::decay_t<decltype(store)>::Stored;
       auto run = [&](auto kind) {
         group_norm<decltype(kind)::value>(p, batch, length, channels, groups, weight, bias, eps,
-                                          put, threads);
+                                          store, static_cast<Stored*>(out), threads);
       };
       if (activation == kSilu) {
         run(std::integral_constant<int, kSilu>());
@@ -362,9 +364,17 @@ void fxquant_layer_norm(const void* x, int x_type, int64_t rows, int64_t width,
   const float* scale = weight ? weight : ones.data();
   const float* shift = bias ? bias : zeros.data();
   with_input(x, x_type, [&](auto* p) {
-    with_output(out, out_type, step, bits, [&](auto put) {
-      parallel(rows, rows * width, threads, [&](int64_t r) {
-        layer_norm_row(p + r * width, width, scale, shift, eps, r * width, put);
+    with_store(out_type, step, bits, [&](const auto& store) {
+      using Stored = typename std::decay_t<decltype(store)>::Stored;
+      parallel(ceil_div(rows, kTogether), rows * width, threads, [&](int64_t task) {
+        decltype(p) in[kTogether];
+        Stored* to[kTogether];
+        for (int64_t r = 0; r < kTogether; ++r) {
+          const int64_t at = std::min(task * kTogether + r, rows - 1) * width;
+          in[r] = p + at;
+          to[r] = static_cast<Stored*>(out) + at;
+        }
+        layer_norm_rows(in, width, scale, shift, eps, store, to);
       });
     });
   });

@@ -45,6 +45,18 @@ FXQUANT_INLINE Ints splat_word(const void* from) {
   return splat(x);
 }
 
+// kLanes unsigned numbers of two bytes. A conversion of vectors would be made in halves.
+FXQUANT_INLINE Ints load_words(const void* from) {
+#if defined(__AVX512BW__)
+  return reinterpret_cast<Ints>(_mm512_cvtepu16_epi32(load_vector<__m256i>(from)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Ints>(_mm256_cvtepu16_epi32(load_vector<__m128i>(from)));
+#else
+  typedef uint16_t Narrow __attribute__((vector_size(2 * kLanes)));
+  return __builtin_convertvector(load_vector<Narrow>(from), Ints);
+#endif
+}
+
 FXQUANT_INLINE Ints as_ints(Floats x) { return reinterpret_cast<Ints>(x); }
 FXQUANT_INLINE Floats as_floats(Ints x) { return reinterpret_cast<Floats>(x); }
 FXQUANT_INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }

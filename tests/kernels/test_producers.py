@@ -88,9 +88,12 @@ def test_quantize_rounds_as_the_reference_does() -> None:
         assert torch.equal(cases.call("quantize", "fused", *args), expected)
 
 
-def test_quantize_survives_what_is_not_finite() -> None:
-    x = torch.tensor([math.inf, -math.inf, math.nan, 3e38, -3e38] * 7)
-    check("quantize", x, cases.row(), 0, 8, "none", torch.uint8)
+@pytest.mark.parametrize("activation", ["none", "silu", "gelu", "gelu_tanh"])
+def test_quantize_survives_what_is_not_finite(activation: str) -> None:
+    # torch's vectorised GELU makes a NaN of infinity.
+    infinite = [] if activation.startswith("gelu") else [math.inf, -math.inf]
+    x = torch.tensor([*infinite, math.nan, 3e38, -3e38, 1e-45, -0.0] * 7)
+    check("quantize", x, cases.row(), 0, 8, activation, torch.uint8)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
@@ -188,6 +191,16 @@ def test_norms_of_large_means_are_accurate(mean: float) -> None:
     y = cases.call("layer_norm_quantize", "fused", tokens, *float_out, 1e-5, x.dtype)
     exact = torch.nn.functional.layer_norm(tokens.double(), (1200,), eps=1e-5)
     torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=2e-6)
+
+
+def test_group_norm_samples_no_typical_rows() -> None:
+    """Every 64th position is far from the others: these alone make the C++'s pivots."""
+    x = cases.floats(1, 32, 64, 64)
+    x[..., 0] += 1000
+    float_out = (cases.row(), -1, 8, None, None)
+    y = cases.call("group_norm_silu_quantize", "fused", x, *float_out, 4, 1e-5, "none", x.dtype)
+    exact = torch.nn.functional.group_norm(x.double(), 4, eps=1e-5)
+    torch.testing.assert_close(y.double(), exact, rtol=2e-5, atol=2e-5)
 
 
 @bounded
@@ -311,6 +324,9 @@ def test_older_cpus(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert masked._name != native._name
     monkeypatch.setattr(producers, "library", lambda: masked)
     test_large_tensors_take_every_path()
+    for activation in ("silu", "gelu", "gelu_tanh"):
+        test_quantize_survives_what_is_not_finite(activation)
+        test_activations_are_accurate(activation)
 
 
 def test_large_tensors_take_every_path() -> None:
