@@ -291,8 +291,8 @@ void fxquant_gemm_pack(const void* weight, int64_t outputs, int64_t channels, in
   });
 }
 
-// x [B, H, W, C up to a multiple of four] -> out [B, OH, OW, N] (gated: N / 2). Null: bias [N], channel_add [B, N], residual
-// (as out), and for a float output out_step.
+// x [B, H, W, C up to a multiple of four] -> out [B, OH, OW, N] (gated: N / 2). May be null: bias
+// [N], channel_add [B, N], residual (as out), and for a float output out_step.
 void fxquant_gemm_run(const Geometry* geometry, const uint8_t* x, const float* x_step,
                       const uint8_t* packed, int four_bit, const int32_t* sums,
                       const float* weight_scale, const float* bias, const float* channel_add,
