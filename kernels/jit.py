@@ -80,12 +80,12 @@ class Build:
     directory: Path
 
 
-def load(source: Path, flags: Sequence[str], abi_version: int, cpu: str = "") -> ctypes.CDLL:
+def load(source: Path, flags: Sequence[str], abi_version: int) -> ctypes.CDLL:
     """The library of the C++ file ``source``, compiled with ``flags`` unless it is cached.
 
     The source defines ``extern "C" int fxquant_abi_version()``, which must answer
-    ``abi_version``. ``cpu`` names the CPU where the flags do not (``-march=native``). Raises
-    KernelBuildError when there is no compiler, or with the command and what it said.
+    ``abi_version``. The flags name the CPU: no ``-march=native``, which the key cannot see through.
+    Raises KernelBuildError when there is no compiler, or with the command and what it said.
     """
     compiler = find_compiler()
     if compiler is None:
@@ -93,7 +93,7 @@ def load(source: Path, flags: Sequence[str], abi_version: int, cpu: str = "") ->
     files = (source, *sorted(source.parent.glob("*.h")))
     target = Target(
         name=source.stem,
-        key=hashed(files, [*flags, _compiler_version(compiler), platform.machine(), cpu]),
+        key=hashed(files, [*flags, _compiler_version(compiler), platform.machine()]),
         source=source,
         command=(compiler, "-shared", "-fPIC", *flags),
         abi_version=abi_version,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -62,10 +63,14 @@ def test_a_second_load_compiles_nothing(source: Path, monkeypatch: pytest.Monkey
 
 
 @needs_compiler
-def test_the_key_holds_source_headers_flags_and_cpu(source: Path) -> None:
+def test_the_key_holds_source_headers_flags_and_machine(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     jit.load(source, ("-O1",), 1)
     jit.load(source, ("-O2",), 1)
-    jit.load(source, ("-O1",), 1, cpu="another")
+    with monkeypatch.context() as another:
+        another.setattr(platform, "machine", lambda: "another")
+        jit.load(source, ("-O1",), 1)
     assert len(builds()) == 3
     source.with_name("answer.h").write_text("#define ANSWER 43\n")
     assert jit.load(source, ("-O1",), 1).answer() == 43
