@@ -13,53 +13,50 @@
 
 namespace {
 
-struct Float32Dot {
-  using In = float;
+// What is multiplied as floats: sums start at zero, and the largest weight is 1.
+struct FloatDot {
   using Sum = Floats;
+  static FXQUANT_INLINE Floats start(int32_t) { return Floats{}; }
+  static FXQUANT_INLINE Floats floats(Floats sum) { return sum; }
+  static constexpr float kLogOne = 0.0f;  // log 2 of the largest weight
+};
+
+struct Float32Dot : FloatDot {
+  using In = float;
   static constexpr int kStep = 1;
   static constexpr int kDegree = 5;
   static FXQUANT_INLINE Floats dot(Floats sum, Ints lanes, Ints same) {
     return sum + as_floats(lanes) * as_floats(same);
   }
-  static FXQUANT_INLINE Floats start(int32_t) { return Floats{}; }
-  static FXQUANT_INLINE Floats floats(Floats sum) { return sum; }
   static uint32_t bits(float x) { return __builtin_bit_cast(uint32_t, x); }
   // The lanes that the weights of kStep keys make, and what these add to the sum of weights.
   static FXQUANT_INLINE Ints pack(const Floats* p, Floats& sum, Floats&) {
     sum += p[0];
     return as_ints(p[0]);
   }
-  static constexpr float kLogOne = 0.0f;  // log 2 of the largest weight
-};
-
-// bfloat16 tensors where there is no instruction for their products.
-struct WidenedDot : Float32Dot {
-  using In = Bfloat16;
-  static constexpr int kDegree = 3;
-  static uint32_t bits(Bfloat16 x) { return uint32_t(x.bits) << 16; }
 };
 
 #if FXQUANT_BF16_DOT
-struct Bfloat16Dot {
+struct Bfloat16Dot : FloatDot {
   using In = Bfloat16;
-  using Sum = Floats;
   static constexpr int kStep = 2;
   static constexpr int kDegree = 3;
   static FXQUANT_INLINE Floats dot(Floats sum, Ints lanes, Ints same) {
     return dot_bfloat16(sum, lanes, same);
   }
-  static FXQUANT_INLINE Floats start(int32_t) { return Floats{}; }
-  static FXQUANT_INLINE Floats floats(Floats sum) { return sum; }
   static uint32_t bits(Bfloat16 x) { return x.bits; }
   static FXQUANT_INLINE Ints pack(const Floats* p, Floats& sum, Floats&) {
     sum += p[0] + p[1];
     const Ints low = as_ints(p[0]) + splat(0x8000), high = as_ints(p[1]) + splat(0x8000);
     return ((low >> 16) & 0xffff) | (high & splat(int32_t(0xffff0000)));
   }
-  static constexpr float kLogOne = 0.0f;
 };
-#else
-using Bfloat16Dot = WidenedDot;
+#else  // no instruction for their products: they are widened
+struct Bfloat16Dot : Float32Dot {
+  using In = Bfloat16;
+  static constexpr int kDegree = 3;
+  static uint32_t bits(Bfloat16 x) { return uint32_t(x.bits) << 16; }
+};
 #endif
 
 // uint8 tensors (q + 128): Q and the weights are unsigned in the products, K and V signed.
