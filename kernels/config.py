@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxquant.kernels.machine import Machine
+
+MOST_PRODUCTS = 2**31 // (255 * 128)
+"""What int32 holds the sum of, of unsigned bytes and signed ones."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class Config:
     machine: Machine
     device: str = "cpu"
     """The type of device that the tensors are on: ``cpu`` or ``cuda``."""
+
+    @property
+    def products(self) -> int:
+        """How many an output of a layer sums, as far as its weight is known."""
+        weight = self.tensors.get("weight")
+        sizes = weight.shape[1:] if weight else ()
+        return prod(size or 1 for size in sizes) * (1 if self.options["weight_bits"] > 4 else 2)
 
 
 @dataclass(frozen=True)

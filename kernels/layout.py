@@ -1,4 +1,4 @@
-"""Memory order of the tensors that kernels make.
+"""Shape and memory order of the tensors that kernels read and make, and where they lie.
 
 Images (4-D, and any ``[B, C, *spatial]`` that a norm makes) keep their channels innermost, token
 tensors are contiguous. Every kernel of an op gives the strides that its fake kernel promised.
@@ -6,6 +6,7 @@ tensors are contiguous. Every kernel of an op gives the strides that its fake ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -57,3 +58,40 @@ def image(x: Tensor) -> Tensor:
 def heads(x: Tensor) -> Tensor:
     """``x`` with exactly the strides of `empty_heads`."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def convolved(
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """Height and width of the convolution of an image of ``size``."""
+    top, bottom, left, right = padding
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
+    height = (size[0] + top + bottom - reach[0]) // stride[0] + 1
+    width = (size[1] + left + right - reach[1]) // stride[1] + 1
+    return height, width
+
+
+def in_order(x: Tensor) -> Tensor:
+    """``x`` contiguous, once an image has its channels last: its memory is that of `image`."""
+    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).contiguous()
+
+
+def rows(shape: Sequence[int], dim: int) -> tuple[int, int]:
+    """The memory of an `empty_image` cut where ``dim`` is outermost: how many rows, how long."""
+    order = (0, 2, 3, 1) if len(shape) == 4 else tuple(range(len(shape)))
+    sizes, cut = [shape[axis] for axis in order], order.index(dim)
+    return math.prod(sizes[:cut]), math.prod(sizes[cut:])
+
+
+def float32(parameter: Tensor | None) -> Tensor | None:
+    """A parameter contiguous in float32."""
+    return None if parameter is None else parameter.float().contiguous()
+
+
+def address(x: Tensor | None) -> int | None:
+    """Where ``x`` lies; null for no tensor. Whoever takes the address keeps the tensor."""
+    return None if x is None else x.data_ptr()

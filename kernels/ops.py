@@ -92,11 +92,8 @@ def _fake_conv2d(
     *rest: Any,
 ) -> Tensor:
     out_dtype = rest[-2]
-    top, bottom, left, right = padding
-    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
-    height = (x.shape[2] + top + bottom - reach[0]) // stride[0] + 1
-    width = (x.shape[3] + left + right - reach[1]) // stride[1] + 1
-    shape = (x.shape[0], weight.shape[0], height, width)
+    size = layout.convolved(x.shape[2:], kernel_size, stride, padding, dilation)
+    shape = (x.shape[0], weight.shape[0], *size)
     return layout.empty_image(shape, out_dtype, x.device)
 
 

@@ -18,6 +18,7 @@ from fxquant.errors import OperandError
 from fxquant.kernels import layout
 from fxquant.kernels.config import Config
 from fxquant.kernels.cuda import build, launch
+from fxquant.kernels.layout import address
 
 _ptr, _int, _i64, _f64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
 _STEP = (_ptr, _int, _int)  # row, index, bits
@@ -59,7 +60,7 @@ def quantize(
     """As `reference.quantize`."""
     _check("quantize", row, index, bits, dtype, x=x)
     out = layout.empty_image(x.shape, dtype, x.device)
-    x = _in_order(x)
+    x = layout.in_order(x)
     _run(
         "fxquant_quantize", x.device, x.data_ptr(), launch.FLOATS[x.dtype], 1, x.numel(),
         out.data_ptr(), x.numel(), row.data_ptr(), index, bits, _activation(activation),
@@ -96,7 +97,7 @@ def group_norm_silu_quantize(
     workspace = torch.empty(_workspace(x.device, *sizes), dtype=torch.uint8, device=x.device)
     _run(
         "fxquant_group_norm", x.device, x.data_ptr(), launch.FLOATS[x.dtype], *sizes,
-        _data(weight), _data(bias), parameters, eps, _activation(activation), out.data_ptr(),
+        address(weight), address(bias), parameters, eps, _activation(activation), out.data_ptr(),
         launch.TYPES[dtype], row.data_ptr(), index, bits, workspace.data_ptr(), workspace.numel(),
     )  # fmt: skip
     return out
@@ -121,7 +122,7 @@ def layer_norm_quantize(
     weight, bias, parameters = _parameters(weight, bias)
     _run(
         "fxquant_layer_norm", x.device, x.data_ptr(), launch.FLOATS[x.dtype],
-        x.numel() // max(width, 1), width, _data(weight), _data(bias), parameters, eps,
+        x.numel() // max(width, 1), width, address(weight), address(bias), parameters, eps,
         out.data_ptr(), launch.TYPES[dtype], row.data_ptr(), index, bits,
     )  # fmt: skip
     return out
@@ -156,15 +157,10 @@ def cat_quantize(
         raise OperandError(f"cat_quantize takes shapes that are equal but for size {dim}")
     shape[dim] = sum(x.shape[dim] for x in xs)
     out = layout.empty_image(shape, dtype, xs[0].device)
-    order = (0, 2, 3, 1) if len(shape) == 4 else range(len(shape))
-    rows, stride = 1, 1
-    for axis in order[: order.index(dim)]:
-        rows *= shape[axis]
-    for axis in order[order.index(dim) :]:
-        stride *= shape[axis]
+    rows, stride = layout.rows(shape, dim)
     where = out.data_ptr()
     for part in xs:
-        x = _in_order(part)
+        x = layout.in_order(part)
         columns = x.numel() // max(rows, 1)
         _run(
             "fxquant_quantize", x.device, x.data_ptr(), launch.FLOATS[x.dtype], rows, columns,
@@ -184,7 +180,7 @@ def upsample_quantize(
     batch, channels, height, width = x.shape
     shape = (batch, channels, height * factor, width * factor)
     out = layout.empty_channels_last(shape, dtype, x.device)
-    x = _in_order(x)
+    x = layout.in_order(x)
     _run(
         "fxquant_upsample", x.device, x.data_ptr(), launch.FLOATS[x.dtype], batch * height, width,
         channels, factor, out.data_ptr(), row.data_ptr(), index, bits,
@@ -200,7 +196,7 @@ def add_quantize(
         raise OperandError(f"add_quantize takes equal shapes, not {a.shape} and {b.shape}")
     _check("add_quantize", row, index, bits, dtype, a=a, b=b)
     out = layout.empty_image(a.shape, dtype, a.device)
-    a, b = _in_order(a), _in_order(b)
+    a, b = layout.in_order(a), layout.in_order(b)
     _run(
         "fxquant_add", a.device, a.data_ptr(), launch.FLOATS[a.dtype], b.data_ptr(),
         launch.FLOATS[b.dtype], a.numel(), out.data_ptr(), row.data_ptr(), index, bits,
@@ -264,11 +260,6 @@ def _activation(name: str) -> int:
     return launch.ACTIVATIONS[name]
 
 
-def _in_order(x: Tensor) -> Tensor:
-    """``x`` contiguous in the memory order of an image (channels last) or of tokens."""
-    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).contiguous()
-
-
 def _parameters(
     weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, int]:
@@ -280,7 +271,3 @@ def _parameters(
     weight = None if weight is None else weight.to(dtype).contiguous()
     bias = None if bias is None else bias.to(dtype).contiguous()
     return weight, bias, launch.FLOATS[dtype]
-
-
-def _data(parameter: Tensor | None) -> int | None:
-    return None if parameter is None else parameter.data_ptr()

@@ -119,10 +119,9 @@ class Products:
         batch, channels, height, width = x.shape
         check_weight(weight, weight_bits, channels * kernel_size[0] * kernel_size[1])
         pack = self.prepare(weight, weight_bits, channels, kernel_size)
-        top, bottom, left, right = padding
-        reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
-        out_height = (height + top + bottom - reach[0]) // stride[0] + 1
-        out_width = (width + left + right - reach[1]) // stride[1] + 1
+        out_height, out_width = layout.convolved(
+            (height, width), kernel_size, stride, padding, dilation
+        )
         shape = (batch, weight.shape[0], out_height, out_width)
         out = layout.empty_image(shape, out_dtype, x.device)
         if residual is not None:
@@ -133,6 +132,7 @@ class Products:
             row, x_index, weight_scale, pack.sums, bias, channel_add, activation, residual,
             out.permute(0, 2, 3, 1), out_index, out_bits,
         )  # fmt: skip
+        top, _, left, _ = padding
         image = {
             "m": batch * out_height * out_width, "n": weight.shape[0],
             "batch": batch, "height": height, "width": width,

@@ -10,6 +10,7 @@ from torch import Tensor
 from fxquant.errors import OperandError
 from fxquant.kernels import reference
 from fxquant.kernels.cuda import call, launch
+from fxquant.kernels.layout import address, float32
 
 
 def check(
@@ -72,21 +73,14 @@ def epilogue(
     if residual is not None:
         residual = residual if residual.dtype in launch.TYPES else residual.float()
         residual = expanded("residual", residual, out.shape).contiguous()
-    kept = [
-        None if tensor is None else tensor.float().contiguous()
-        for tensor in (weight_scale, bias, channel_add)
-    ]
+    kept = [float32(tensor) for tensor in (weight_scale, bias, channel_add)]
     end = call.Epilogue(
-        row=row.data_ptr(), weight_scale=_data(kept[0]), weight_sums=sums.data_ptr(),
-        tap_sums=sums[1:].data_ptr(), bias=_data(kept[1]), channel_add=_data(kept[2]),
-        residual=_data(residual), out=out.data_ptr(), x_index=x_index, out_index=out_index,
+        row=row.data_ptr(), weight_scale=address(kept[0]), weight_sums=sums.data_ptr(),
+        tap_sums=sums[1:].data_ptr(), bias=address(kept[1]), channel_add=address(kept[2]),
+        residual=address(residual), out=out.data_ptr(), x_index=x_index, out_index=out_index,
         out_bits=out_bits, activation=launch.ACTIVATIONS[activation],
         residual_type=0 if residual is None else launch.TYPES[residual.dtype],
         out_type=launch.TYPES[out.dtype],
     )  # fmt: skip
     end.alive = (*kept, residual)  # the caller launches before it lets go of the struct
     return end
-
-
-def _data(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 
 from fxquant.kernels import reference
-from fxquant.kernels.config import Config
+from fxquant.kernels.config import MOST_PRODUCTS, Config
 from fxquant.kernels.cuda import build, launch
 from fxquant.kernels.cutlass.choose import fitting
 
-_MOST_PRODUCTS = 2**31 // (255 * 128)  # of one output: their sum fits int32
 _NATIVE_INT4 = ("8.0", "8.6", "8.9")
 
 
@@ -54,17 +53,8 @@ def _wrong_call(config: Config) -> str | None:
         return f"its activations are stored as int8, not {config.tensors['x'].dtype}"
     if config.options.get("groups", 1) != 1:
         return f"it has no grouped convolution ({config.options['groups']} groups)"
-    if _products(config) > _MOST_PRODUCTS:
-        return f"int32 holds the sum of {_MOST_PRODUCTS} products"
+    if config.products > MOST_PRODUCTS:
+        return f"int32 holds the sum of {MOST_PRODUCTS} products"
     if config.options.get("out_dtype", torch.float32) not in launch.TYPES:
         return f"it does not write {config.options['out_dtype']}"
     return None
-
-
-def _products(config: Config) -> int:
-    """How many products an output sums, of a weight whose sizes are all known."""
-    weight = config.tensors.get("weight")
-    count = 1 if config.options["weight_bits"] > 4 else 2
-    for size in weight.shape[1:] if weight else ():
-        count *= size or 1
-    return count

@@ -16,9 +16,9 @@ from torch import Tensor
 from fxquant.kernels import calls, layout
 from fxquant.kernels.config import Config
 from fxquant.kernels.x86 import build
+from fxquant.kernels.x86.arguments import TYPES, step
 
 _ABI_VERSION = 1
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.int8: 3}
 _LOWEST = -1e30
 _OPERANDS = ("q", "k", "v")
 
@@ -45,17 +45,15 @@ class _Call(ctypes.Structure):
 
 def why_not(config: Config) -> str | None:
     """Why the fused kernel cannot run ``config``."""
-    if config.machine.arch != "x86_64":
-        return f"it is compiled for x86_64, this is {config.machine.arch}"
-    if config.machine.compiler is None:
-        return "it is compiled on first use, and there is no C++ compiler"
+    if reason := build.why_not(config.machine):
+        return reason
     dtypes = {config.tensors[name].dtype for name in _OPERANDS}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16, torch.uint8}:
         found = ", ".join(str(config.tensors[name].dtype) for name in _OPERANDS)
         return f"it reads float32, bfloat16 or uint8, all of one dtype, not {found}"
     if any(len(config.tensors[name].shape) != 4 for name in _OPERANDS):
         return "it takes [batch, heads, tokens, channels]"
-    if config.options["out_dtype"] not in _TYPES:
+    if config.options["out_dtype"] not in TYPES:
         return f"it does not write {config.options['out_dtype']}"
     return None
 
@@ -88,8 +86,8 @@ def attention(
         _strided(q), _strided(k), _strided(v), _strided(mask), _strided(out),
         batch, heads, queries, keys, channels, value_channels,
         channels**-0.5 if scale is None else scale,
-        *(build.step(row, index) for index in (q_index, k_index, v_index, out_index)),
-        _TYPES[q.dtype], _TYPES[out_dtype], out_bits, torch.get_num_threads(),
+        *(step(row, index) for index in (q_index, k_index, v_index, out_index)),
+        TYPES[q.dtype], TYPES[out_dtype], out_bits, torch.get_num_threads(),
     )  # fmt: skip
     calls.call(library().fxquant_attention, ctypes.byref(call))
     return out

@@ -10,10 +10,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from fxquant.kernels import jit, machine
+from fxquant.kernels import jit
+from fxquant.kernels.machine import AVX2, AVX512, Machine, cpu_features, mask
 
 # No -ffast-math: it would turn the division by a scale into a product and drop NaN handling.
 _FLAGS = (
@@ -26,6 +24,15 @@ _EXTENSIONS = {
 }
 
 Signatures = Mapping[str, tuple[type, ...]]
+
+
+def why_not(machine: Machine) -> str | None:
+    """Why nothing can be compiled for a machine."""
+    if machine.arch != "x86_64":
+        return f"it is compiled for x86_64, this is {machine.arch}"
+    if machine.compiler is None:
+        return "it is compiled on first use, and there is no C++ compiler"
+    return None
 
 
 def library(name: str, signatures: Signatures, abi_version: int) -> ctypes.CDLL:
@@ -47,25 +54,16 @@ def flags() -> tuple[str, ...]:
 
 
 def _for_cpu() -> tuple[str, ...]:
-    found = machine.mask(machine.cpu_features(), os.environ.get("FXQUANT_CPU"))
+    found = mask(cpu_features(), os.environ.get("FXQUANT_CPU"))
     base: tuple[str, ...]
-    if found >= machine.AVX512:
+    if found >= AVX512:
         base = ("-march=x86-64-v4", "-mprefer-vector-width=512")
-    elif found >= machine.AVX2:
+    elif found >= AVX2:
         base = ("-march=x86-64-v3",)
     else:
         return ("-march=x86-64",)
     extensions = (flag for name, flag in _EXTENSIONS.items() if name in found)
     return (*base, *(flag for flag in extensions if _is_known(flag)))
-
-
-def step(row: Tensor, index: int) -> int | None:
-    """The address of the quantiser's scale and zero point; None for a float output."""
-    if index < 0:
-        return None
-    if row.dtype != torch.float32 or not row.is_contiguous() or index >= row.shape[0]:
-        raise ValueError(f"quantiser {index} is not in a contiguous float32 row {row.shape}")
-    return row.data_ptr() + 8 * index
 
 
 @functools.cache

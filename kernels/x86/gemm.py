@@ -16,15 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.kernels import calls, layout
-from fxquant.kernels.config import Config, TensorInfo
+from fxquant.kernels.config import MOST_PRODUCTS, Config
+from fxquant.kernels.layout import address, float32
 from fxquant.kernels.pack import Packed, packed
 from fxquant.kernels.x86 import build, onednn
+from fxquant.kernels.x86.arguments import ACTIVATIONS, FLOATS, TYPES, step
 
 _ABI_VERSION = 2
-_MOST_PRODUCTS = 2**31 // (255 * 128)  # of one output: their sum fits int32
-_RESIDUAL = {torch.float32: 0, torch.bfloat16: 1}
-_OUT = _RESIDUAL | {torch.uint8: 2, torch.int8: 3}
-_ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
 _GATED = {"geglu": 4, "geglu_tanh": 5}
 
 _ptr, _int, _i64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -56,28 +54,17 @@ def why_not_int4(config: Config) -> str | None:
 
 
 def _why_not(config: Config) -> str | None:
-    if config.machine.arch != "x86_64":
-        return f"it is compiled for x86_64, this is {config.machine.arch}"
-    if config.machine.compiler is None:
-        return "it is compiled on first use, and there is no C++ compiler"
+    if reason := build.why_not(config.machine):
+        return reason
     if config.tensors["x"].dtype != torch.uint8:
         return f"its activations are stored as uint8, not {config.tensors['x'].dtype}"
     if config.options.get("groups", 1) != 1:
         return f"it has no grouped convolution ({config.options['groups']} groups)"
-    weight = config.tensors.get("weight")
-    if weight is not None and _products(weight, config.options["weight_bits"]) > _MOST_PRODUCTS:
-        return f"int32 holds the sum of {_MOST_PRODUCTS} products"
-    if config.options.get("out_dtype", torch.float32) not in _OUT:
+    if config.products > MOST_PRODUCTS:
+        return f"int32 holds the sum of {MOST_PRODUCTS} products"
+    if config.options.get("out_dtype", torch.float32) not in TYPES:
         return f"it does not write {config.options['out_dtype']}"
     return None
-
-
-def _products(weight: TensorInfo, bits: int) -> int:
-    """How many products an output sums, of a weight whose sizes are all known."""
-    count = 1 if bits > 4 else 2
-    for size in weight.shape[1:]:
-        count *= size or 1
-    return count
 
 
 def prepare_linear(
@@ -119,7 +106,7 @@ def linear(
     residual = _residual(residual, out)
     _run(
         geometry, x.contiguous(), row, x_index, pack, weight_bits, weight_scale, bias, None,
-        (_ACTIVATIONS | _GATED)[activation], residual, out, out_index, out_bits,
+        (ACTIVATIONS | _GATED)[activation], residual, out, out_index, out_bits,
     )  # fmt: skip
     return out
 
@@ -150,22 +137,20 @@ def conv2d(
     batch, channels, height, width = x.shape
     outputs = weight.shape[0]
     pack = prepare_conv2d(weight, weight_bits, channels, kernel_size)
-    top, bottom, left, right = padding
-    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
-    out_height = (height + top + bottom - reach[0]) // stride[0] + 1
-    out_width = (width + left + right - reach[1]) // stride[1] + 1
-    out = layout.empty_image((batch, outputs, out_height, out_width), out_dtype, x.device)
+    out_size = layout.convolved((height, width), kernel_size, stride, padding, dilation)
+    out = layout.empty_image((batch, outputs, *out_size), out_dtype, x.device)
+    top, _, left, _ = padding
     geometry = (
         batch, height, width, channels, outputs, *kernel_size, *stride, top, left, *dilation,
-        out_height, out_width,
+        *out_size,
     )  # fmt: skip
     if residual is not None:
         residual = _residual(residual.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1))
     if channel_add is not None:
-        channel_add = _float32(channel_add.expand(batch, outputs))
+        channel_add = float32(channel_add.expand(batch, outputs))
     _run(
         geometry, x.permute(0, 2, 3, 1).contiguous(), row, x_index, pack, weight_bits,
-        weight_scale, bias, channel_add, _ACTIVATIONS[activation], residual, out, out_index,
+        weight_scale, bias, channel_add, ACTIVATIONS[activation], residual, out, out_index,
         out_bits,
     )  # fmt: skip
     return out
@@ -199,8 +184,8 @@ def _prepare(weight: Tensor, bits: int, channels: int, taps: int, gated: bool) -
 
 def _checked(weight: Tensor, k: int, four_bit: bool) -> Tensor:
     """``weight``, found to hold ``k`` weights per output channel: C++ would read past its end."""
-    if not 0 < k <= _MOST_PRODUCTS:
-        raise ValueError(f"{k} products are summed, int32 holds those of 1 to {_MOST_PRODUCTS}")
+    if not 0 < k <= MOST_PRODUCTS:
+        raise ValueError(f"{k} products are summed, int32 holds those of 1 to {MOST_PRODUCTS}")
     dtype, size = (torch.uint8, (k + 1) // 2) if four_bit else (torch.int8, k)
     if weight.dtype != dtype or weight[0].numel() != size:
         raise ValueError(
@@ -227,17 +212,17 @@ def _run(
     out_bits: int,
 ) -> None:
     """Call the C++; ``x`` and ``residual`` are in memory order."""
-    if x.dtype != torch.uint8 or out.dtype not in _OUT:
+    if x.dtype != torch.uint8 or out.dtype not in TYPES:
         raise ValueError(f"the kernels take uint8 and write no float16: {x.dtype}, {out.dtype}")
     x = F.pad(x, (0, -x.shape[-1] % 4)) if x.shape[-1] % 4 else x
-    weight_scale, bias = _float32(weight_scale), None if bias is None else _float32(bias)
+    scale, bias = float32(weight_scale), float32(bias)
     calls.call(
         library().fxquant_gemm_run,
-        (ctypes.c_int64 * len(geometry))(*geometry), x.data_ptr(), build.step(row, x_index),
-        pack.weight.data_ptr(), weight_bits <= 4, pack.sums.data_ptr(), weight_scale.data_ptr(),
-        _data(bias), _data(channel_add), activation, _data(residual),
-        0 if residual is None else _RESIDUAL[residual.dtype], out.data_ptr(), _OUT[out.dtype],
-        build.step(row, out_index), out_bits, torch.get_num_threads(),
+        (ctypes.c_int64 * len(geometry))(*geometry), x.data_ptr(), step(row, x_index),
+        pack.weight.data_ptr(), weight_bits <= 4, pack.sums.data_ptr(), address(scale),
+        address(bias), address(channel_add), activation, address(residual),
+        0 if residual is None else FLOATS[residual.dtype], out.data_ptr(), TYPES[out.dtype],
+        step(row, out_index), out_bits, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -245,13 +230,5 @@ def _residual(residual: Tensor | None, out: Tensor) -> Tensor | None:
     """The residual in the memory order of ``out``, in a dtype that C++ reads."""
     if residual is None:
         return None
-    residual = residual if residual.dtype in _RESIDUAL else residual.float()
+    residual = residual if residual.dtype in FLOATS else residual.float()
     return residual.expand(out.shape).contiguous()
-
-
-def _float32(parameter: Tensor) -> Tensor:
-    return parameter.float().contiguous()
-
-
-def _data(parameter: Tensor | None) -> int | None:
-    return None if parameter is None else parameter.data_ptr()

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from fxquant.kernels import calls, layout
 from fxquant.kernels.config import Config
+from fxquant.kernels.layout import address, float32
 from fxquant.kernels.x86 import build
+from fxquant.kernels.x86.arguments import ACTIVATIONS, FLOATS, TYPES, step
 
 _ABI_VERSION = 1
-_IN = {torch.float32: 0, torch.bfloat16: 1}
-_OUT = _IN | {torch.uint8: 2, torch.int8: 3}
-_ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
 
 _ptr, _int, _i64, _f64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
 _SIGNATURES: dict[str, tuple[type, ...]] = {
@@ -40,15 +39,13 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
 
 def why_not(config: Config) -> str | None:
     """Why the fused kernels cannot run ``config``."""
-    if config.machine.arch != "x86_64":
-        return f"it is compiled for x86_64, this is {config.machine.arch}"
-    if config.machine.compiler is None:
-        return "it is compiled on first use, and there is no C++ compiler"
+    if reason := build.why_not(config.machine):
+        return reason
     activations = [config.tensors[name] for name in ("x", "xs", "a", "b") if name in config.tensors]
     for info in activations:
-        if info.dtype not in _IN:
+        if info.dtype not in FLOATS:
             return f"it reads float32 and bfloat16, not {info.dtype}"
-    if config.options["dtype"] not in _OUT:
+    if config.options["dtype"] not in TYPES:
         return f"it does not write {config.options['dtype']}"
     return None
 
@@ -58,11 +55,11 @@ def quantize(
 ) -> Tensor:
     """As `reference.quantize`."""
     out = layout.empty_image(x.shape, dtype, x.device)
-    x = _in_order(x)
+    x = layout.in_order(x)
     calls.call(
         library().fxquant_quantize,
-        x.data_ptr(), _type(x), 1, x.numel(), out.data_ptr(), _OUT[dtype], 0,
-        build.step(row, index), bits, _ACTIVATIONS[activation], torch.get_num_threads(),
+        x.data_ptr(), _type(x), 1, x.numel(), out.data_ptr(), TYPES[dtype], 0,
+        step(row, index), bits, ACTIVATIONS[activation], torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -85,12 +82,12 @@ def group_norm_silu_quantize(
     batch, channels = x.shape[:2]
     out = layout.empty_channels_last(x.shape, dtype, x.device)
     x = x.movedim(1, -1).contiguous()
-    weight, bias = _float32(weight), _float32(bias)
+    weight, bias = float32(weight), float32(bias)
     calls.call(
         library().fxquant_group_norm,
         x.data_ptr(), _type(x), batch, x.numel() // (batch * channels), channels, groups,
-        _data(weight), _data(bias), eps, _ACTIVATIONS[activation],
-        out.data_ptr(), _OUT[dtype], build.step(row, index), bits, torch.get_num_threads(),
+        address(weight), address(bias), eps, ACTIVATIONS[activation],
+        out.data_ptr(), TYPES[dtype], step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -109,11 +106,11 @@ def layer_norm_quantize(
     x = x.contiguous()
     out = torch.empty(x.shape, dtype=dtype)
     width = x.shape[-1]
-    weight, bias = _float32(weight), _float32(bias)
+    weight, bias = float32(weight), float32(bias)
     calls.call(
         library().fxquant_layer_norm,
-        x.data_ptr(), _type(x), x.numel() // width, width, _data(weight), _data(bias), eps,
-        out.data_ptr(), _OUT[dtype], build.step(row, index), bits, torch.get_num_threads(),
+        x.data_ptr(), _type(x), x.numel() // width, width, address(weight), address(bias), eps,
+        out.data_ptr(), TYPES[dtype], step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -125,11 +122,11 @@ def geglu_quantize(
     x = x.contiguous()
     width = x.shape[-1] // 2
     out = torch.empty((*x.shape[:-1], width), dtype=dtype)
-    gelu = _ACTIVATIONS["gelu_tanh" if approximate == "tanh" else "gelu"]
+    gelu = ACTIVATIONS["gelu_tanh" if approximate == "tanh" else "gelu"]
     calls.call(
         library().fxquant_geglu,
-        x.data_ptr(), _type(x), out.numel() // width, width, out.data_ptr(), _OUT[dtype],
-        build.step(row, index), bits, gelu, torch.get_num_threads(),
+        x.data_ptr(), _type(x), out.numel() // width, width, out.data_ptr(), TYPES[dtype],
+        step(row, index), bits, gelu, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -142,20 +139,15 @@ def cat_quantize(
     shape = list(xs[0].shape)
     shape[dim] = sum(x.shape[dim] for x in xs)
     out = layout.empty_image(shape, dtype, xs[0].device)
-    order = (0, 2, 3, 1) if len(shape) == 4 else range(len(shape))
-    rows, stride = 1, 1
-    for axis in order[: order.index(dim)]:
-        rows *= shape[axis]
-    for axis in order[order.index(dim) :]:
-        stride *= shape[axis]
+    rows, stride = layout.rows(shape, dim)
     where = out.data_ptr()
     for part in xs:
-        x = _in_order(part)
+        x = layout.in_order(part)
         columns = x.numel() // rows
         calls.call(
             library().fxquant_quantize,
-            x.data_ptr(), _type(x), rows, columns, where, _OUT[dtype], stride,
-            build.step(row, index), bits, 0, torch.get_num_threads(),
+            x.data_ptr(), _type(x), rows, columns, where, TYPES[dtype], stride,
+            step(row, index), bits, 0, torch.get_num_threads(),
         )  # fmt: skip
         where += columns
     return out
@@ -168,11 +160,11 @@ def upsample_quantize(
     batch, channels, height, width = x.shape
     shape = (batch, channels, height * factor, width * factor)
     out = layout.empty_channels_last(shape, dtype, x.device)
-    x = _in_order(x)
+    x = layout.in_order(x)
     calls.call(
         library().fxquant_upsample,
         x.data_ptr(), _type(x), batch * height, width, channels, factor, out.data_ptr(),
-        _OUT[dtype], build.step(row, index), bits, torch.get_num_threads(),
+        TYPES[dtype], step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -184,11 +176,11 @@ def add_quantize(
     if a.shape != b.shape:
         raise ValueError(f"add_quantize takes equal shapes, not {a.shape} and {b.shape}")
     out = layout.empty_image(a.shape, dtype, a.device)
-    a, b = _in_order(a), _in_order(b)
+    a, b = layout.in_order(a), layout.in_order(b)
     calls.call(
         library().fxquant_add,
-        a.data_ptr(), _type(a), b.data_ptr(), _type(b), a.numel(), out.data_ptr(), _OUT[dtype],
-        build.step(row, index), bits, torch.get_num_threads(),
+        a.data_ptr(), _type(a), b.data_ptr(), _type(b), a.numel(), out.data_ptr(), TYPES[dtype],
+        step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -199,20 +191,7 @@ def library() -> ctypes.CDLL:
     return build.library("producers", _SIGNATURES, _ABI_VERSION)
 
 
-def _in_order(x: Tensor) -> Tensor:
-    """``x`` contiguous in the memory order of an image (channels last) or of tokens."""
-    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).contiguous()
-
-
 def _type(x: Tensor) -> int:
-    if x.dtype not in _IN:
+    if x.dtype not in FLOATS:
         raise ValueError(f"the fused kernels read float32 and bfloat16, not {x.dtype}")
-    return _IN[x.dtype]
-
-
-def _float32(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.float().contiguous()
-
-
-def _data(parameter: Tensor | None) -> int | None:
-    return None if parameter is None else parameter.data_ptr()
+    return FLOATS[x.dtype]
