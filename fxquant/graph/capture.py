@@ -26,6 +26,7 @@ from fxquant.graph.signature import SAMPLE, TIMESTEP, TOKENS, Signature, signatu
 log = logging.getLogger(__name__)
 
 _PREFIX = "model"
+_INPUTS_OF_PASSES = ("group", "row")  # which they add behind the call's own
 # diffusers' upsampler asks `batch >= 64` before a .contiguous(); both branches compute the same.
 # Promising the tracer a smaller batch picks one; the guard-free graph then serves any batch.
 _TRACED_BATCH_LIMIT = 63
@@ -164,8 +165,7 @@ def _plain(exported: torch.export.ExportedProgram, signature: Signature) -> Grap
     placeholders = iter(signature.names)
     for node in source.graph.nodes:
         if node.op == "placeholder":
-            name = next(placeholders)
-            copy = graph.placeholder(name.replace(".", "_"))
+            copy = _input(graph, next(placeholders))
         elif node.op == "output":
             graph.output(copies[_first_tensor(node)])
             break
@@ -182,6 +182,16 @@ def _plain(exported: torch.export.ExportedProgram, signature: Signature) -> Grap
         write_note(copy, stack=_stack(node))
     graph.lint()
     return GraphModule(attributes, graph, class_name="Captured")
+
+
+def _input(graph: Graph, name: str) -> Node:
+    """A placeholder for a flat tensor. FX renames what Python or another node is called, so the
+    signature goes with the graph by position: only `timestep` keeps its name for certain."""
+    word = name.replace(".", "_")
+    word = f"{word}_1" if word in _INPUTS_OF_PASSES else word
+    node = graph.create_node("placeholder", word, name=word)
+    node.target = node.name  # the argument's name, of which there must be one as well
+    return node
 
 
 def _first_tensor(output: Node) -> Node:

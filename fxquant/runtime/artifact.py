@@ -88,7 +88,9 @@ def save(model: QuantizedModel, folder: str | Path) -> None:
         reason = origin.problem if origin else "it was not made by fxquant.compile or fxquant.load"
         raise ArtifactError(f"this model cannot be saved: {reason}")
     document = to_bytes(origin.document)
-    Blueprint(parse(document, "graph.json"))  # what cannot be read is not written either
+    # What cannot be read is not written either.
+    blueprint = Blueprint(parse(document, "graph.json"))
+    manifests.check_signature(model.signature, blueprint)
     with folders.writing(Path(folder)) as writer:
         tensors = writer.add("model", "safetensors", stream(_tensors(model, origin.document)))
         graph = writer.add("graph", "json", [document])

@@ -22,7 +22,7 @@ from torch import nn
 
 from fxquant._version import __version__
 from fxquant.errors import ArtifactError, RecipeError
-from fxquant.graph.signature import Signature
+from fxquant.graph.signature import TIMESTEP, Signature
 from fxquant.recipe import Recipe
 from fxquant.runtime.document import Blueprint, Document
 from fxquant.runtime.fields import Field
@@ -167,7 +167,8 @@ def described(entry: Field, kind: str) -> Written:
 
 
 def read_signature(field: Field, blueprint: Blueprint) -> Signature:
-    """The signature, which must fit the graph's inputs."""
+    """The signature, which must fit the graph's inputs: by position, since the names of a graph's
+    nodes are FX's to choose (`input` is a builtin and becomes `input_1`)."""
     entry = field.record(("parameters", "names", "ranks", "dtype", "integer_timestep"))
     names = tuple(n.text(_INPUT) for n in entry["names"].items(64))
     signature = Signature(
@@ -179,13 +180,21 @@ def read_signature(field: Field, blueprint: Blueprint) -> Signature:
     )
     if not signature.dtype.is_floating_point:
         entry["dtype"].fail("is no float")
-    expected = [(n.replace(".", "_"), r) for n, r in zip(names, signature.ranks, strict=True)]
-    if not names or expected != blueprint.inputs:
-        field.fail(f"has the inputs {expected}, the graph {blueprint.inputs}")
+    ranks = [rank for _, rank in blueprint.inputs]
+    if not names or list(signature.ranks) != ranks:
+        field.fail(f"has inputs of ranks {list(signature.ranks)}, the graph of {ranks}")
+    for name, (node, _) in zip(names, blueprint.inputs, strict=True):
+        if (name == TIMESTEP) != (node == TIMESTEP):
+            field.fail(f"has {name!r} where the graph has {node!r}")
     for name in names:
         if name.partition(".")[0] not in signature.parameters:
             field.fail(f"input {name!r} belongs to no parameter")
     return signature
+
+
+def check_signature(signature: Signature, blueprint: Blueprint) -> None:
+    """Refuse to write what `read_signature` would refuse to read."""
+    read_signature(Field(_signature(signature), MANIFEST, "signature"), blueprint)
 
 
 def read_recipe(field: Field) -> Recipe:

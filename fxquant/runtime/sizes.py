@@ -98,7 +98,9 @@ class Symbols:
     def _create(self, name: str, low_field: Field, high_field: Field) -> Any:
         low = low_field.integer(0, _LARGEST)
         high = None if high_field.value is None else high_field.integer(low + 1, _LARGEST)
-        example = self._example(max(2, low), high)
+        # At the least size that a graph takes some size inside is 1, and taken for a constant.
+        roomy = 4 * low if low > 2 and high is None else low
+        example = self._example(max(2, roomy), high)
         if example is None:
             high_field.fail("leaves no size of two or more")
         source = ConstantSource(f"size_{name}")
