@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.utils import BaseOutput
@@ -36,6 +36,13 @@ class DenoiserOutput(BaseOutput):
     """What a module without an output class of its own returns for return_dict=True."""
 
     sample: Tensor
+
+
+class _Served(NamedTuple):
+    """A graph's program and what calls it: replaced as one, since other threads may be serving."""
+
+    program: Program
+    steps: Callable[..., Tensor]
 
 
 class QuantizedModel(nn.Module):
@@ -81,8 +88,7 @@ class QuantizedModel(nn.Module):
         self._limits = input_limits(graph)
         if not owned:
             _own_tensors(self)
-        self._program = Program(graph)
-        self._steps = self._uncaptured()
+        self._served = self._uncaptured()
         self.eval()
 
     @property
@@ -142,13 +148,15 @@ class QuantizedModel(nn.Module):
         return result
 
     def _step(self, tensors: Sequence[Tensor], row: Tensor) -> Tensor:
-        if self._program.graph is not self.graph:
-            self._program = Program(self.graph)
-            self._steps = self._uncaptured()
-        return self._steps(*tensors, row)
+        served = self._served
+        if served.program.graph is not self.graph:
+            served = self._served = self._uncaptured()
+        return served.steps(*tensors, row)
 
-    def _uncaptured(self) -> Callable[..., Tensor]:
-        return ReplayedSteps(self._program) if self.device.type == "cpu" else self._program
+    def _uncaptured(self) -> _Served:
+        program = Program(self.graph)
+        on_cpu = self.device.type == "cpu"
+        return _Served(program, ReplayedSteps(program) if on_cpu else program)
 
     def capture_steps(self) -> QuantizedModel:
         """From now on run steps as CUDA graphs, captured at the first call with each shape.
@@ -160,7 +168,8 @@ class QuantizedModel(nn.Module):
         """
         if self.device.type != "cuda":
             raise BackendError(f"CUDA graphs need a GPU; this model runs on {self.device}")
-        self._steps = CapturedSteps(self._program)
+        program = self._served.program
+        self._served = _Served(program, CapturedSteps(program))
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:

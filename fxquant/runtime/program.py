@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,44 +33,51 @@ _ORDER = {"placeholder": 0, "get_attr": 1}  # as arguments; the rest follows
 _Owned = tuple[MutableMapping[str, Any], str]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A graph as it was when its nodes were read: what belongs together, and never changes.
+
+    Attributes:
+        function: takes the graph's inputs and then `tensors`.
+        is_repeatable: whether all kernels are.
+    """
+
+    source: Callable[..., Any]
+    function: Callable[..., Tensor]
+    owned: tuple[_Owned, ...]
+    is_repeatable: bool
+
+    def tensors(self) -> list[Tensor]:
+        """The graph's own, of now: weights, scales, constants."""
+        return [owner[name] for owner, name in self.owned]
+
+
 class Program:
     """Computes what ``graph`` does when called with the same tensors, without autograd.
 
     The graph's nodes are read once, and again when it was recompiled; its tensors in every call. So
-    whoever changes a node, or puts another tensor in the place of one, is served with it.
+    whoever changes a node, or puts another tensor in the place of one, is served with it. A call
+    in another thread meanwhile is served with the graph before or after, not with parts of both.
     """
 
     def __init__(self, graph: GraphModule) -> None:
         self.graph = graph
-        self._read()
+        self._reading = _read(graph)
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         return self.graph(*tensors) if is_watched() else self.run(*tensors)
 
     def run(self, *tensors: Tensor) -> Tensor:
         """The same, whoever watches."""
-        return self.function(*tensors, *self.tensors())
+        reading = self.reading()
+        return reading.function(*tensors, *reading.tensors())
 
-    @property
-    def function(self) -> Callable[..., Tensor]:
-        """What runs: it takes the graph's inputs and then `tensors`."""
-        if type(self.graph).forward is not self._source:
-            self._read()
-        return self._function
-
-    def tensors(self) -> list[Tensor]:
-        """The graph's own: weights, scales, constants."""
-        return [owner[name] for owner, name in self._owned]
-
-    def is_repeatable(self) -> bool:
-        """Whether all kernels are."""
-        return all(_kernel(n).is_repeatable for n in self.graph.graph.nodes if is_op(n))
-
-    def _read(self) -> None:
-        self._source = type(self.graph).forward  # every graph module has a class of its own
-        lifted, names = _lifted(self.graph.graph)
-        self._function: Callable[..., Tensor] = GraphModule(nn.Module(), lifted).forward
-        self._owned = [_owned(self.graph, name) for name in names]
+    def reading(self) -> Reading:
+        """The present graph's; take it once for each call."""
+        reading = self._reading
+        if _source(self.graph) is not reading.source:
+            reading = self._reading = _read(self.graph)
+        return reading
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return type(self)(copy.deepcopy(self.graph, memo))
@@ -86,6 +94,23 @@ def is_watched() -> bool:
         or torch._C._autograd._profiler_enabled()
         or _get_current_dispatch_mode() is not None
         or torch._C._len_torch_function_stack() > 0
+    )
+
+
+def _source(graph: GraphModule) -> Callable[..., Any]:
+    """Another one whenever the graph was recompiled: every graph module has a class of its own."""
+    return type(graph).forward
+
+
+def _read(module: GraphModule) -> Reading:
+    source = _source(module)  # first: if the graph changes meanwhile, it is read again
+    graph = module.graph
+    lifted, names = _lifted(graph)
+    return Reading(
+        source,
+        GraphModule(nn.Module(), lifted).forward,
+        tuple(_owned(module, name) for name in names),
+        all(_kernel(n).is_repeatable for n in graph.nodes if is_op(n)),
     )
 
 

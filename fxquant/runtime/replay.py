@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fxquant.graph.nodes import aten
 from fxquant.kernels.calls import Call, written_down
 from fxquant.runtime.arena import Arena
-from fxquant.runtime.program import Program, is_watched
+from fxquant.runtime.program import Program, Reading, is_watched
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +53,16 @@ class _Recording:
     calls: list[Call]
     inputs: list[Tensor]
     output: Tensor
-    function: Callable[..., Tensor]
+    reading: Reading
     tensors: list[Tensor]
     versions: list[int]
     arena: Arena
 
     def is_current(self, program: Program) -> bool:
         """Is the program the recorded one, with the same tensors, unchanged?"""
-        if program.function is not self.function:
+        if program.reading() is not self.reading:
             return False
-        tensors = program.tensors()
+        tensors = self.reading.tensors()
         return all(map(is_, tensors, self.tensors)) and self.versions == [*map(_versions, tensors)]
 
     def replay(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -133,8 +133,9 @@ class ReplayedSteps:
 
     def _recorded(self, tensors: Sequence[Tensor]) -> _Recording:
         """Run a step and write it down."""
-        function, owned = self._program.function, self._program.tensors()
-        if not self._program.is_repeatable():
+        reading = self._program.reading()
+        owned = reading.tensors()
+        if not reading.is_repeatable:
             raise NotRepeatableError("some kernel does not say that its calls can be repeated")
         if any(t.is_inference() for t in owned):
             raise NotRepeatableError("tensors made in inference mode count no changes")
@@ -147,8 +148,8 @@ class ReplayedSteps:
             versions = [*map(_versions, owned)]
             stack.enter_context(written_down(calls))
             stack.enter_context(_Recorder(calls, arena))
-            output = function(*inputs, *owned)
-        return _Recording(calls, inputs, output, function, owned, versions, arena)
+            output = reading.function(*inputs, *owned)
+        return _Recording(calls, inputs, output, reading, owned, versions, arena)
 
 
 class _Recorder(TorchDispatchMode):

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule
 
+from fxquant.runtime import program as program_module
 from fxquant.runtime.program import Program
 from tests.runtime import compiled as c
 
@@ -35,10 +43,10 @@ def test_tensors_are_read_in_each_call() -> None:
 
 def test_no_operator_is_left_that_names_a_kernel() -> None:
     model = c.toy()
-    program = Program(model.graph)
-    targets = {str(node.target) for node in program.function.__self__.graph.nodes}  # type: ignore[attr-defined]
+    reading = Program(model.graph).reading()
+    targets = {str(node.target) for node in reading.function.__self__.graph.nodes}  # type: ignore[attr-defined]
     assert not any(target.startswith("fxquant.") for target in targets)
-    assert len(program.tensors()) == sum(n.op == "get_attr" for n in model.graph.graph.nodes)
+    assert len(reading.tensors()) == sum(n.op == "get_attr" for n in model.graph.graph.nodes)
 
 
 def test_a_copy_reads_its_own_graph() -> None:
@@ -78,3 +86,67 @@ def test_another_graph_in_its_place_is_run() -> None:
         after = c.result(model, call)
         assert torch.equal(after, c.result(other, call))
         assert not torch.equal(after, before[0])
+
+
+def _folded(function: Callable[..., Tensor], name: str, count: int = 4) -> Graph:
+    """function(function(x, NAME0), NAME1) ..."""
+    graph = Graph()
+    total = graph.placeholder("x")
+    for k in range(count):
+        total = graph.call_function(function, (total, graph.get_attr(f"{name}{k}")))
+    graph.output(total)
+    return graph
+
+
+def test_a_call_while_another_thread_recompiles_is_of_one_graph() -> None:
+    """Graphs with weights of their own: one's function on the other's gives neither result.
+
+    Another thread recompiles and calls before every line of a call in turn, instead of by chance.
+    """
+    module = GraphModule(nn.Module(), Graph())
+    for k in range(4):
+        module.register_buffer(f"a{k}", torch.full((1,), 1.0))
+        module.register_buffer(f"b{k}", torch.full((1,), 100.0))
+    graphs, x = (_folded(torch.add, "a"), _folded(torch.sub, "b")), torch.zeros(1)
+    module.graph = graphs[0]
+    program, lines = Program(module), 0
+
+    def recompile_and_call() -> None:
+        module.graph = graphs[1]
+        assert program.run(x) == -400
+
+    while True:
+        module.graph = graphs[0]
+        assert program.run(x) == 4
+        result, interrupted = _interrupted(lambda: program.run(x), lines, recompile_and_call)
+        assert result in (4, -400), f"before line {lines} of the call"
+        if not interrupted:
+            break
+        lines += 1
+    assert lines > 3
+
+
+def _interrupted(
+    call: Callable[[], Tensor], line: int, other: Callable[[], None]
+) -> tuple[Tensor, bool]:
+    """The result of a call before whose n-th line in program.py another thread does something, and
+    whether it had as many lines."""
+    passed = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal passed
+        if frame.f_code.co_filename != program_module.__file__:
+            return None
+        if event == "line":
+            if passed == line:
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(other).result()
+            passed += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return call(), passed > line
+    finally:
+        sys.settrace(before)

@@ -116,7 +116,7 @@ def test_models_replay_by_themselves() -> None:
     expected = c.result(model, call)
     for _ in range(3):
         assert torch.equal(c.result(model, call), expected)
-    assert len(recordings(model._steps)) == 1  # type: ignore[arg-type]
+    assert len(recordings(model._served.steps)) == 1  # type: ignore[arg-type]
 
 
 def test_rows_of_the_table_are_inputs() -> None:
@@ -239,7 +239,7 @@ def test_copies_record_anew() -> None:
     for _ in range(2):
         c.result(model, call)
     copied = copy.deepcopy(model)
-    assert not recordings(copied._steps)  # type: ignore[arg-type]
+    assert not recordings(copied._served.steps)  # type: ignore[arg-type]
     with torch.no_grad():
         for tensor in model.graph.state_dict().values():
             tensor.zero_()
