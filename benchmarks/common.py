@@ -44,6 +44,22 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     )
 
 
+def step_arguments(doc: str | None, rounds: int, calls: int) -> argparse.ArgumentParser:
+    """A parser with what every comparison of systems' steps takes.
+
+    Args:
+        rounds, calls: the defaults.
+    """
+    parser = arguments(doc)
+    parser.add_argument("--arch", choices=[*ARCHES, "digits"], default="sd14")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--calls", type=int, default=calls, help="calibration calls")
+    parser.add_argument("--memory", type=float, default=20.0, help="GiB for all systems together")
+    parser.add_argument("--folder", type=Path, help="keep what is prepared here, and reuse it")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
+    return parser
+
+
 # Models and inputs
 
 

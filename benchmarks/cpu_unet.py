@@ -31,17 +31,15 @@ from typing import Any
 
 import numpy as np
 from common import (
-    ARCHES,
     GIB,
     HERE,
-    RESULTS,
-    arguments,
     command_line,
     folder_or_temporary,
     keep,
     machine,
     show_table,
     spread,
+    step_arguments,
 )
 from served import Row, Settings, write_inputs
 from systems import BF16, FP32, SYSTEMS, check_installed, slug
@@ -80,8 +78,7 @@ def parsed() -> argparse.Namespace:
     """The options; fp32 eager is always among the systems, as the others' truth."""
     import torch
 
-    parser = arguments(__doc__)
-    parser.add_argument("--arch", choices=[*ARCHES, "digits"], default="sd14")
+    parser = step_arguments(__doc__, rounds=5, calls=3)
     parser.add_argument(
         "--systems", nargs="+", choices=[*SYSTEMS], default=[*SYSTEMS], metavar="NAME",
         help=f"of: {', '.join(SYSTEMS)}",
@@ -92,12 +89,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--size", type=int, help="height and width of the latents; the config's by default"
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=3, help="calibration calls")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--memory", type=float, default=20.0, help="GiB for all systems together")
-    parser.add_argument("--folder", type=Path, help="keep what is prepared here, and reuse it")
-    parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
     parser.add_argument("--profile", action="store_true", help="time by kind of operator")
     options = parser.parse_args()
     options.systems = [n for n in SYSTEMS if n in {FP32, *options.systems}]

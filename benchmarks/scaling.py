@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from common import (
-    ARCHES,
     GIB,
-    RESULTS,
-    arguments,
     command_line,
     folder_or_temporary,
     keep,
     machine,
     show_table,
+    step_arguments,
 )
 from cpu_unet import Bench
 from served import Settings
@@ -69,17 +67,11 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     """The options; --quick replaces what makes a run long."""
-    parser = arguments(__doc__)
-    parser.add_argument("--arch", choices=[*ARCHES, "digits"], default="sd14")
+    parser = step_arguments(__doc__, rounds=3, calls=2)
     parser.add_argument("--system", choices=[*SYSTEMS], default="fxquant W8A8")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 96, 128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--calls", type=int, default=2, help="calibration calls")
-    parser.add_argument("--memory", type=float, default=20.0, help="GiB for both systems together")
-    parser.add_argument("--folder", type=Path, help="keep the compiled model here, and reuse it")
-    parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="digits, two points")
     options = parser.parse_args()
     if options.quick:
