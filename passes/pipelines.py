@@ -17,6 +17,7 @@ from fxquant.passes.lower.set_storage_dtype import set_storage_dtype
 from fxquant.passes.prepare.fold_constants import fold_constants
 from fxquant.passes.prepare.functionalize import functionalize
 from fxquant.passes.prepare.mark_timestep_only import mark_timestep_only
+from fxquant.passes.prepare.merge_layers import merge_layers
 from fxquant.passes.prepare.strip_noops import strip_noops
 from fxquant.passes.quantize.annotate import annotate
 from fxquant.passes.quantize.group_units import group_units
@@ -27,6 +28,7 @@ from fxquant.passes.quantize.split_shortcut import split_shortcut
 PREPARE = (
     Step(functionalize, "captured", "first: nothing after it has to think about writes"),
     Step(strip_noops, "prepared", "later passes match fewer shapes of the same thing"),
+    Step(merge_layers, "prepared", "before constants become buffers, each with a name of its own"),
     Step(fold_constants, "prepared", "what needs no input is computed once"),
     Step(mark_timestep_only, "prepared", "these values repeat for every image of a step"),
 )

@@ -1,7 +1,7 @@
 """A module becomes a plain FX graph of whole ATen operators (conv2d, linear, group_norm, ...).
 
-torch.export does the tracing. Batch, height, width and prompt length stay symbolic. What comes
-back takes flat tensors, returns one tensor, has no guards, and carries on every node, under
+torch.export does the tracing. Batch, height, width and prompt length stay symbolic (height and width
+unless the model itself has one size only, as learned positions give it). What comes back takes flat tensors, returns one tensor, has no guards, and carries on every node, under
 `meta["custom"]["fxquant"]["stack"]`, the path and type of the modules it came from.
 """
 
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim
 from torch.fx import Graph, GraphModule, Node
 
@@ -104,20 +106,42 @@ def _export(
 ) -> torch.export.ExportedProgram:
     wrapper = _FlatCall(model, signature).eval()
     failure: Exception | None = None
-    for multiple in _size_multiples(model):
+    for multiple in (*_size_multiples(model), None):
         shapes = (_dynamic_shapes(signature, example, multiple),)
         try:
             with torch.no_grad():
-                return torch.export.export(
+                exported = torch.export.export(
                     wrapper, tuple(example), dynamic_shapes=shapes, strict=False
                 )
         except CaptureError:
             raise
         except Exception as error:  # noqa: BLE001 - any refusal is re-raised as CaptureError below
             failure = failure or error
-            log.debug("export with sizes in multiples of %d failed: %s", multiple, error)
+            log.debug("export with sizes in multiples of %s failed: %s", multiple, error)
+            continue
+        if multiple is None:
+            log.warning("%s takes one height and width only, those of the calibration calls",
+                        type(model).__name__)  # fmt: skip
+        if multiple is None or not _has_one_size(exported):
+            return exported
     assert failure is not None
     raise CaptureError(_explain(failure, model)) from failure
+
+
+def _has_one_size(exported: torch.export.ExportedProgram) -> bool:
+    """Did the tracer find that heights and widths, or what is made of them, have one value?"""
+    values = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
+    inputs = [value for value in values if isinstance(value, FakeTensor)]
+    sides = [side for value in inputs if value.ndim == 4 for side in value.shape[2:]]
+    symbols = {s for side in sides if isinstance(side, torch.SymInt)
+               for s in side.node.expr.free_symbols}  # fmt: skip
+    environment = inputs[0].fake_mode.shape_env
+    return any(
+        isinstance(guard.expr, sympy.Eq)
+        and guard.expr.rhs.is_positive  # not zero, as a remainder is
+        and guard.expr.free_symbols <= symbols
+        for guard in (environment.guards if environment else ())
+    )
 
 
 def _size_multiples(model: nn.Module) -> tuple[int, ...]:
@@ -130,14 +154,17 @@ def _size_multiples(model: nn.Module) -> tuple[int, ...]:
 
 
 def _dynamic_shapes(
-    signature: Signature, example: list[Tensor], multiple: int
+    signature: Signature, example: list[Tensor], multiple: int | None
 ) -> tuple[dict[int, Any], ...]:
+    """`multiple`: of height and width; None where they are the example's."""
     batch = Dim("batch", max=_TRACED_BATCH_LIMIT)
     height, width, tokens = Dim("height"), Dim("width"), Dim("tokens")
     shapes: list[dict[int, Any]] = []
     for name, tensor in zip(signature.names, example, strict=True):
         dims: dict[int, Any] = {0: batch} if tensor.ndim else {}
-        if name == SAMPLE and tensor.ndim == 4:
+        if tensor.ndim == 4 and multiple is None:
+            pass
+        elif tensor.ndim == 4 and name == SAMPLE:
             dims |= {2: multiple * height, 3: multiple * width}
         elif name in TOKENS and tensor.ndim > 1:
             dims |= {1: tokens}
