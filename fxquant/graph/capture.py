@@ -1,7 +1,8 @@
 """A module becomes a plain FX graph of whole ATen operators (conv2d, linear, group_norm, ...).
 
-torch.export does the tracing. Batch, height, width and prompt length stay symbolic (height and width
-unless the model itself has one size only, as learned positions give it). What comes back takes flat tensors, returns one tensor, has no guards, and carries on every node, under
+torch.export does the tracing. Batch, height, width and prompt length stay symbolic; height and
+width do not where the model itself has one size, as learned positions give it. What comes back
+takes flat tensors, returns one tensor, has no guards, and carries on every node, under
 `meta["custom"]["fxquant"]["stack"]`, the path and type of the modules it came from.
 """
 
@@ -132,9 +133,13 @@ def _has_one_size(exported: torch.export.ExportedProgram) -> bool:
     """Did the tracer find that heights and widths, or what is made of them, have one value?"""
     values = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
     inputs = [value for value in values if isinstance(value, FakeTensor)]
-    sides = [side for value in inputs if value.ndim == 4 for side in value.shape[2:]]
-    symbols = {s for side in sides if isinstance(side, torch.SymInt)
-               for s in side.node.expr.free_symbols}  # fmt: skip
+    sides: list[Any] = [side for value in inputs if value.ndim == 4 for side in value.shape[2:]]
+    symbols = {
+        symbol
+        for side in sides
+        if isinstance(side, torch.SymInt)
+        for symbol in side.node.expr.free_symbols
+    }
     environment = inputs[0].fake_mode.shape_env
     return any(
         isinstance(guard.expr, sympy.Eq)

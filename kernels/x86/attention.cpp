@@ -5,13 +5,13 @@
 // A task is a block of queries of one head: kQueries of them, one in each lane of kRegisters
 // registers. Everything is kept transposed, so that softmax is the same arithmetic in every lane:
 //
-//   scores [keys, queries] = K Q^T      weights = 2^(scores - their maximum)      out^T = V^T weights
+//   scores [keys, queries] = K Q^T    weights = 2^(scores - their maximum)    out^T = V^T weights
 //
 // Keys come in blocks that fit the first-level cache. The weights of a block are relative to the
 // block's own maximum, the output to the largest so far: this costs one factor per block and keeps
 // eight-bit weights accurate wherever the maximum is. Both products run in the same tile of
-// registers: `Dot` says how many numbers of the summed dimension a lane holds (`kStep`) and how they
-// are multiplied. A thread packs K and V of a head when it meets that head. Nothing depends on the
+// registers: `Dot` says how many numbers of the summed dimension a lane holds (`kStep`) and how
+// they are multiplied. A thread packs K and V of a head when it meets that head. Nothing depends on the
 // number of threads.
 
 #include <algorithm>

@@ -131,7 +131,8 @@ struct Ending {
 
 template <int activation>
 void activate_tile(float* tile, int rows) {
-  fill(StoreFloat32(), tile, rows * kPanel, [=](auto at) { return activate<activation>(at(tile)); });
+  fill(StoreFloat32(), tile, rows * kPanel,
+       [=](auto at) { return activate<activation>(at(tile)); });
 }
 
 // The first half of every row becomes its product with the second half's GELU.

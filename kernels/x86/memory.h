@@ -106,8 +106,8 @@ struct Rest {
   }
 };
 
-// f(at) for every register of a row of `size` numbers: at(row) loads from one, at.put(store, row, x)
-// writes to one, at.only(x) makes zeros of lanes beyond the row.
+// f(at) for every register of a row of `size` numbers: at(row) loads one, at.put(store, row, x)
+// writes one, at.only(x) makes zeros of lanes beyond the row.
 template <class F>
 FXQUANT_INLINE void by_registers(int64_t size, F f) {
   int64_t i = 0;

@@ -205,7 +205,7 @@ void group_norm(const In* x, int64_t batch, int64_t length, int64_t channels, in
 
 // ---- layer norm ------------------------------------------------------------------------------
 
-constexpr int kTogether = 4;  // rows that are summed at the same time: a sum is a chain of additions
+constexpr int kTogether = 4;  // rows that are summed at the same time: a sum is a chain of adds
 
 // The sum of the lanes.
 inline float total(Floats x) {
