@@ -11,8 +11,8 @@
 // block's own maximum, the output to the largest so far: this costs one factor per block and keeps
 // eight-bit weights accurate wherever the maximum is. Both products run in the same tile of
 // registers: `Dot` says how many numbers of the summed dimension a lane holds (`kStep`) and how
-// they are multiplied. A thread packs K and V of a head when it meets that head. Nothing depends on the
-// number of threads.
+// they are multiplied. A thread packs K and V of a head when it meets that head. Nothing depends on
+// the number of threads.
 
 #include <algorithm>
 #include <cstdint>
