@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -208,8 +209,10 @@ def digest_of_sources() -> str:
 
 
 def command_line() -> str:
-    """The command that was run, to be kept beside what it measured."""
-    return " ".join(["python", os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]])
+    """The command that was run, to be kept beside what it measured: without where this machine has
+    its files."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", os.path.relpath(sys.argv[0], HERE.parent), *words])
 
 
 def write_json(path: Path, value: Any) -> None:

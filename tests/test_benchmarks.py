@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,11 @@ def test_cpu_unet_measures_what_is_installed_and_says_what_is_not(tmp_path: Path
     assert rows["fxquant W8A8"]["relative_l2_to_fp32"] < 0.1
     assert any(kind.startswith("fxquant.") for kind, *_ in rows["fxquant W8A8"]["profile"])
     assert (tmp_path / "cpu_unet_digits.png").stat().st_size > 1000
+
+
+def test_results_say_nothing_of_where_they_were_made() -> None:
+    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
+        assert not re.search(r"[\"' =](/\w|[A-Z]:\\)", file.read_text()), file.name
 
 
 def check_row(row: dict[str, Any]) -> None:
