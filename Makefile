@@ -9,7 +9,7 @@ PEERS := $(VENV)/.peers
 # What compiles and inspects CUDA kernels: headers and two programs, without what their packages ask
 # for, which only CUTLASS's Python half needs.
 CUDA_TOOLS := nvidia-cutlass nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
-BENCHMARKS := attention cpu_unet scaling compile_cost reconstruct ablation load
+BENCHMARKS := attention producers cpu_unet scaling compile_cost reconstruct ablation load
 
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs a share, not 100x.
 export OMP_WAIT_POLICY := passive

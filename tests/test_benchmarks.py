@@ -108,3 +108,11 @@ def test_attention(tmp_path: Path) -> None:
     errors = {name: found["error"] for name, found in row["systems"].items()}
     assert errors["fxquant bf16"] < 0.01
     assert errors["fxquant int8"] < 0.05
+
+
+def test_producers(tmp_path: Path) -> None:
+    shown = run("producers.py", "--quick", "--rounds", "2", "--results", tmp_path).stdout
+    (row,) = json.loads((tmp_path / "producers_cpu.json").read_text())["shapes"]
+    for name, places in row["operators"].items():
+        assert name in shown
+        assert all(place["bytes_per_s"] > 0 for place in places.values())
