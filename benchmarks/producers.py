@@ -4,9 +4,9 @@
 
 bfloat16 images of Stable Diffusion 1.x at batch 2 become uint8. Bandwidth counts what an operator
 has to read and write: inputs once, the results, and a group norm's input twice. Copying the same
-inputs shows what the memory gives. Two settings: inputs that are in cache, as where the layer before
-has just written them, and inputs that come from memory. torch's are the float operators in bfloat16
-alone, which write twice the bytes and quantise nothing. All take turns.
+inputs shows what the memory gives. Two settings: inputs that are in cache, as where the layer
+before has just written them, and inputs that come from memory. torch's are the float operators in
+bfloat16 alone, which write twice the bytes and quantise nothing. All take turns.
 
 Prints tables and writes benchmarks/results/producers_cpu.json.
 """

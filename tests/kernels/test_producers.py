@@ -193,13 +193,18 @@ def test_norms_of_large_means_are_accurate(mean: float) -> None:
     torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=2e-6)
 
 
-def test_group_norm_samples_no_typical_rows() -> None:
-    """Every 64th position is far from the others: these alone make the C++'s pivots."""
+def test_norms_sample_what_is_not_typical() -> None:
+    """What the C++ makes its pivots of, every 64th position or the start of a row, is far off."""
     x = cases.floats(1, 32, 64, 64)
     x[..., 0] += 1000
     float_out = (cases.row(), -1, 8, None, None)
     y = cases.call("group_norm_silu_quantize", "fused", x, *float_out, 4, 1e-5, "none", x.dtype)
     exact = torch.nn.functional.group_norm(x.double(), 4, eps=1e-5)
+    torch.testing.assert_close(y.double(), exact, rtol=2e-5, atol=2e-5)
+    tokens = cases.floats(9, 5120)
+    tokens[:, :64] += 1000
+    y = cases.call("layer_norm_quantize", "fused", tokens, *float_out, 1e-5, x.dtype)
+    exact = torch.nn.functional.layer_norm(tokens.double(), (5120,), eps=1e-5)
     torch.testing.assert_close(y.double(), exact, rtol=2e-5, atol=2e-5)
 
 
