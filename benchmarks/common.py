@@ -211,8 +211,14 @@ def digest_of_sources() -> str:
 def command_line() -> str:
     """The command that was run, to be kept beside what it measured: without where this machine has
     its files."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    words = [_placeless(word) for word in sys.argv[1:]]
     return shlex.join(["python", os.path.relpath(sys.argv[0], HERE.parent), *words])
+
+
+def _placeless(word: str) -> str:
+    """A path's last part; --option=path keeps its option."""
+    option, equals, value = word.rpartition("=")
+    return option + equals + Path(value).name if os.sep in value else word
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fxquant.kernels.machine import Machine
 
 MOST_PRODUCTS = 2**31 // (255 * 128)
-"""What int32 holds the sum of, of unsigned bytes and signed ones."""
+"""How many products of an unsigned and a signed byte int32 can sum."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,21 @@ def test_cpu_unet_measures_what_is_installed_and_says_what_is_not(tmp_path: Path
     assert (tmp_path / "cpu_unet_digits.png").stat().st_size > 1000
 
 
+def test_commands_are_kept_without_places() -> None:
+    code = "import sys, common; sys.argv[1:] = sys.argv[2:]; print(common.command_line())"
+    words = [
+        "x.py",
+        "--folder",
+        "/some/where",
+        "--results=../other/place",
+        "--systems",
+        "fp32 eager",
+    ]
+    shown = subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True,
+                           text=True, cwd=ROOT / "benchmarks").stdout  # fmt: skip
+    assert shown.strip().endswith("--folder where --results=place --systems 'fp32 eager'")
+
+
 def test_results_say_nothing_of_where_they_were_made() -> None:
     for file in (ROOT / "benchmarks" / "results").glob("*.json"):
         assert not re.search(r"[\"' =](/\w|[A-Z]:\\)", file.read_text()), file.name

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._sympy.functions import Mod, PythonMod
 
 from fxquant.errors import CaptureError
 from fxquant.graph.nodes import write_note
@@ -106,25 +107,26 @@ def _export(
     model: nn.Module, signature: Signature, example: list[Tensor]
 ) -> torch.export.ExportedProgram:
     wrapper = _FlatCall(model, signature).eval()
-    failure: Exception | None = None
-    for multiple in (*_size_multiples(model), None):
+
+    def traced(multiple: int | None) -> torch.export.ExportedProgram:
         shapes = (_dynamic_shapes(signature, example, multiple),)
+        with torch.no_grad():
+            return torch.export.export(wrapper, tuple(example), dynamic_shapes=shapes, strict=False)
+
+    failure: Exception | None = None
+    for multiple in _size_multiples(model, signature):
         try:
-            with torch.no_grad():
-                exported = torch.export.export(
-                    wrapper, tuple(example), dynamic_shapes=shapes, strict=False
-                )
+            exported = traced(multiple)
+            if not _has_one_size(exported):
+                return exported
+            log.warning("%s takes one height and width only, those of the calibration calls",
+                        type(model).__name__)  # fmt: skip
+            return traced(None)
         except CaptureError:
             raise
         except Exception as error:  # noqa: BLE001 - any refusal is re-raised as CaptureError below
             failure = failure or error
-            log.debug("export with sizes in multiples of %s failed: %s", multiple, error)
-            continue
-        if multiple is None:
-            log.warning("%s takes one height and width only, those of the calibration calls",
-                        type(model).__name__)  # fmt: skip
-        if multiple is None or not _has_one_size(exported):
-            return exported
+            log.debug("export with sizes in multiples of %d failed: %s", multiple, error)
     assert failure is not None
     raise CaptureError(_explain(failure, model)) from failure
 
@@ -141,16 +143,22 @@ def _has_one_size(exported: torch.export.ExportedProgram) -> bool:
         for symbol in side.node.expr.free_symbols
     }
     environment = inputs[0].fake_mode.shape_env
-    return any(
-        isinstance(guard.expr, sympy.Eq)
-        and guard.expr.rhs.is_positive  # not zero, as a remainder is
-        and guard.expr.free_symbols <= symbols
-        for guard in (environment.guards if environment else ())
-    )
+    equations = [g.expr for g in environment.guards if isinstance(g.expr, sympy.Eq)]
+    for equation in equations if symbols else ():
+        # Guards may still name what the inputs' symbols have replaced.
+        made, value = (environment.replace(side) for side in equation.args)
+        is_size = (
+            value.is_number and value > 0 and not made.has(Mod, PythonMod)
+        )  # a remainder is none
+        if is_size and made.free_symbols and made.free_symbols <= symbols:
+            return True
+    return False
 
 
-def _size_multiples(model: nn.Module) -> tuple[int, ...]:
+def _size_multiples(model: nn.Module, signature: Signature) -> tuple[int, ...]:
     """Heights and widths must be a multiple of this for the skips to match."""
+    if SAMPLE not in signature.names:
+        return (1,)
     config = getattr(model, "config", None)
     levels = getattr(config, "down_block_types", None)
     if levels:
@@ -204,7 +212,7 @@ def _plain(exported: torch.export.ExportedProgram, signature: Signature) -> Grap
         elif node.op == "get_attr":
             target = str(node.target).removeprefix(_PREFIX + ".")
             attributes[target] = _attribute(source, str(node.target))
-            copy = graph.get_attr(target)
+            copy = graph.create_node("get_attr", target, name=_free(target.replace(".", "_")))
         elif node.op == "call_module":
             continue  # a guards stub; it has no users
         else:
@@ -219,11 +227,15 @@ def _plain(exported: torch.export.ExportedProgram, signature: Signature) -> Grap
 def _input(graph: Graph, name: str) -> Node:
     """A placeholder for a flat tensor. FX renames what Python or another node is called, so the
     signature goes with the graph by position: only `timestep` keeps its name for certain."""
-    word = name.replace(".", "_")
-    word = f"{word}_1" if word in _INPUTS_OF_PASSES else word
+    word = _free(name.replace(".", "_"))
     node = graph.create_node("placeholder", word, name=word)
     node.target = node.name  # the argument's name, of which there must be one as well
     return node
+
+
+def _free(name: str) -> str:
+    """A node's name that no pass will need."""
+    return f"{name}_1" if name in _INPUTS_OF_PASSES else name
 
 
 def _first_tensor(output: Node) -> Node:

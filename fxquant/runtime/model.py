@@ -161,14 +161,15 @@ class QuantizedModel(nn.Module):
     def capture_steps(self) -> QuantizedModel:
         """From now on run steps as CUDA graphs, captured at the first call with each shape.
 
-        A step then costs one launch instead of a thousand. Returns the model itself.
+        A step then costs one launch instead of a thousand. Another graph put in place is not
+        captured until this is called again. Returns the model itself.
 
         Raises:
             BackendError: the model is not on a GPU.
         """
         if self.device.type != "cuda":
             raise BackendError(f"CUDA graphs need a GPU; this model runs on {self.device}")
-        program = self._served.program
+        program = Program(self.graph)
         self._served = _Served(program, CapturedSteps(program))
         return self
 

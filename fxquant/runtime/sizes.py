@@ -98,7 +98,8 @@ class Symbols:
     def _create(self, name: str, low_field: Field, high_field: Field) -> Any:
         low = low_field.integer(0, _LARGEST)
         high = None if high_field.value is None else high_field.integer(low + 1, _LARGEST)
-        # At the least size that a graph takes some size inside is 1, and taken for a constant.
+        # At the least size that a graph takes some size inside is 1, and taken for a constant: four
+        # times as much leaves more than that even where the graph halves it twice.
         roomy = 4 * low if low > 2 and high is None else low
         example = self._example(max(2, roomy), high)
         if example is None:

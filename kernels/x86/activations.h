@@ -61,7 +61,7 @@ FXQUANT_INLINE Floats error_function(Floats x) {
   return x * p / q;
 }
 
-// 2^x, infinite from 2^126 or 2^128 on.
+// 2^x, infinite for x of 128 and more, without AVX512 above 126.
 FXQUANT_INLINE Floats exp2_any(Floats x) {
 #if defined(__AVX512DQ__)
   return exp2_small<5>(x);

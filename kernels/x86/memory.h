@@ -33,8 +33,8 @@ struct StoreBfloat16 {
   FXQUANT_INLINE void operator()(Bfloat16* to, Floats x) const { store_bfloat16(to, x); }
 };
 
-// Quantised. Numbers that were computed are multiplied by the reciprocal of the scale; what a
-// quantiser is given is divided by it, as the reference does (`exact`), which takes longer.
+// Quantised. `exact` divides by the scale, as the reference does, where its bits can be met
+// (quantise, add, upsample); what follows other arithmetic is multiplied by the reciprocal.
 template <bool exact>
 struct StoreIntegers {
   using Stored = uint8_t;

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -85,7 +86,7 @@ def group_norm_silu_quantize(
     weight, bias = float32(weight), float32(bias)
     calls.call(
         library().fxquant_group_norm,
-        x.data_ptr(), _type(x), batch, x.numel() // (batch * channels), channels, groups,
+        x.data_ptr(), _type(x), batch, math.prod(x.shape[1:-1]), channels, groups,
         address(weight), address(bias), eps, ACTIVATIONS[activation],
         out.data_ptr(), TYPES[dtype], step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip
@@ -109,7 +110,7 @@ def layer_norm_quantize(
     weight, bias = float32(weight), float32(bias)
     calls.call(
         library().fxquant_layer_norm,
-        x.data_ptr(), _type(x), x.numel() // width, width, address(weight), address(bias), eps,
+        x.data_ptr(), _type(x), math.prod(x.shape[:-1]), width, address(weight), address(bias), eps,
         out.data_ptr(), TYPES[dtype], step(row, index), bits, torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -125,7 +126,7 @@ def geglu_quantize(
     gelu = ACTIVATIONS["gelu_tanh" if approximate == "tanh" else "gelu"]
     calls.call(
         library().fxquant_geglu,
-        x.data_ptr(), _type(x), out.numel() // width, width, out.data_ptr(), TYPES[dtype],
+        x.data_ptr(), _type(x), math.prod(x.shape[:-1]), width, out.data_ptr(), TYPES[dtype],
         step(row, index), bits, gelu, torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -143,7 +144,7 @@ def cat_quantize(
     where = out.data_ptr()
     for part in xs:
         x = layout.in_order(part)
-        columns = x.numel() // rows
+        columns = x.numel() // max(rows, 1)
         calls.call(
             library().fxquant_quantize,
             x.data_ptr(), _type(x), rows, columns, where, TYPES[dtype], stride,

@@ -194,9 +194,9 @@ def test_norms_of_large_means_are_accurate(mean: float) -> None:
 
 
 def test_norms_sample_what_is_not_typical() -> None:
-    """What the C++ makes its pivots of, every 64th position or the start of a row, is far off."""
+    """What the C++ makes its pivots of is far off: positions of an image, or a row's start."""
     x = cases.floats(1, 32, 64, 64)
-    x[..., 0] += 1000
+    x.flatten(2)[..., [64 * r + 37 * r % 64 for r in range(64)]] += 1000
     float_out = (cases.row(), -1, 8, None, None)
     y = cases.call("group_norm_silu_quantize", "fused", x, *float_out, 4, 1e-5, "none", x.dtype)
     exact = torch.nn.functional.group_norm(x.double(), 4, eps=1e-5)
@@ -305,6 +305,23 @@ def test_add_refuses_to_broadcast() -> None:
     with pytest.raises(ValueError, match="equal shapes"):
         cases.call("add_quantize", "fused", *(cases.floats(2, 3), cases.floats(3)), cases.row(),
                    0, 8, torch.uint8)  # fmt: skip
+
+
+def test_nothing_at_all() -> None:
+    tail = (cases.row(), 0, 8)
+    for op, extra in (
+        ("quantize", ("silu",)),
+        ("upsample_quantize", (2,)),
+        ("group_norm_silu_quantize", (None, None, 2, 1e-5, "none")),
+        ("layer_norm_quantize", (None, None, 1e-5)),
+        ("geglu_quantize", ("none",)),
+    ):
+        for shape in ((0, 8, 4, 4), (2, 8, 0, 4)):
+            assert (
+                cases.call(op, "fused", torch.empty(shape), *tail, *extra, torch.uint8).numel() == 0
+            )
+    parts = [torch.empty(0, 8, 4, 4)] * 2
+    assert cases.call("cat_quantize", "fused", parts, *tail, 1, torch.uint8).shape == (0, 16, 4, 4)
 
 
 def test_other_inputs_are_refused() -> None:

@@ -31,6 +31,18 @@ class Builtins(_Layers):
         return self.through(input + 2 * type - id * lambda_)
 
 
+class WeightsOfPasses(nn.Module):
+    """Weights that are called what the passes call their inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row, self.group = nn.Parameter(torch.ones(4, 1, 1)), nn.Parameter(torch.ones(4, 1, 1))
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return self.conv(sample * self.row) + self.group
+
+
 class InputsOfPasses(_Layers):
     def forward(self, group: Tensor, row: Tensor, output: Tensor) -> Tensor:
         return self.through(group + 2 * row - output)
@@ -82,7 +94,9 @@ def test_sizes_stay_free_where_a_graph_needs_a_least_one(tmp_path: Path) -> None
         assert torch.equal(loaded(x), model(x))
 
 
-@pytest.mark.parametrize(("kind", "count"), [(Builtins, 4), (InputsOfPasses, 3), (Capitals, 4)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [(Builtins, 4), (InputsOfPasses, 3), (Capitals, 4), (WeightsOfPasses, 1)]
+)
 def test_arguments_with_names_that_others_use(
     kind: type[nn.Module], count: int, tmp_path: Path
 ) -> None:

@@ -1,0 +1,88 @@
+"""Which heights and widths a captured model takes: all, or the one that the model itself has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+import fxquant
+from fxquant.errors import CallError, CaptureError
+from fxquant.graph.capture import capture
+from tests import models
+
+
+class Positions(nn.Module):
+    """Patches and a learned position for each of the 16 that an 8x8 image has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(4, 8, 2, stride=2)
+        self.positions = nn.Parameter(torch.randn(16, 8))
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return self.patches(sample).flatten(2).transpose(1, 2) + self.positions
+
+
+class Renamed(Positions):
+    def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(hidden)
+
+
+class Condition(nn.Module):
+    """Adds a condition of twice the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return x + self.down(condition)
+
+
+class Odd(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(x, (0, 1)) if x.shape[-1] % 2 else x * 2
+
+
+def image(side: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 4, side, side)
+
+
+@pytest.mark.parametrize("kind", [Positions, Renamed])
+def test_learned_positions_have_one_size(
+    kind: type[nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = fxquant.compile(kind().eval(), [(image(8),)])
+    assert f"{kind.__name__} takes one height and width only" in caplog.text
+    model.save_pretrained(tmp_path)
+    loaded = fxquant.load(tmp_path)
+    x = image(8, batch=3)
+    assert torch.equal(loaded(x), model(x))
+    with pytest.raises(CallError, match="must be 8"):
+        loaded(image(16))
+
+
+def test_sizes_that_follow_each_other_stay_free(caplog: pytest.LogCaptureFixture) -> None:
+    model = Condition().eval()
+    graph = capture(model, (image(8), image(16))).graph_module
+    inputs = image(5), image(9)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(*inputs), model(*inputs))
+    assert not caplog.text
+
+
+def test_a_remainder_is_no_size(caplog: pytest.LogCaptureFixture) -> None:
+    graph, x = capture(Odd(), (image(9),)).graph_module, image(11)
+    torch.testing.assert_close(graph(x), Odd()(x))
+    assert not caplog.text
+
+
+def test_a_unet_calibrated_at_a_size_it_cannot_take_is_refused() -> None:
+    model = UNet2DModel(**{**models.build("ddpm").config, "sample_size": 15})
+    call = {"sample": torch.randn(2, 3, 15, 15), "timestep": torch.tensor([3, 4])}
+    with pytest.raises(CaptureError, match="could not trace"):
+        capture(model, (), call)
