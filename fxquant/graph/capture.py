@@ -142,7 +142,7 @@ def _has_one_size(exported: torch.export.ExportedProgram) -> bool:
         if isinstance(side, torch.SymInt)
         for symbol in side.node.expr.free_symbols
     }
-    environment = inputs[0].fake_mode.shape_env
+    environment: Any = inputs[0].fake_mode.shape_env  # export makes one
     equations = [g.expr for g in environment.guards if isinstance(g.expr, sympy.Eq)]
     for equation in equations if symbols else ():
         # Guards may still name what the inputs' symbols have replaced.

@@ -1,4 +1,4 @@
-// The ops that make quantised activations, each in one pass over memory (group norm: two and a bit).
+// The ops that make quantised activations, each in one pass over memory (group norm: about two).
 //
 // Build: c++ -O3 -march=native -fopenmp -shared -fPIC producers.cpp   (producers.py does it)
 // Reference: ../reference.py, op by op. Called by producers.py with raw pointers; images are
@@ -29,8 +29,8 @@ constexpr int64_t kSerialBelow = 4 * kBlock;  // smaller work is not worth wakin
 constexpr int64_t kChunk = 16384;            // elements of a group norm's chunk: fits L1 or L2
 constexpr int64_t kChunkRows = 256;          // bounds the length of a float32 sum
 
-// Norms measure from a pivot near the mean, so that large means cost no accuracy: the mean of at most
-// so many rows of an image, or numbers of a row. However far from the others these are, they are a
+// Norms measure from a pivot near the mean, so that large means cost no accuracy: the mean of at
+// most so many rows of an image, or numbers of a row. However far from the others these are, they are a
 // share of the whole: the squares grow by no more than its reciprocal, and lose as much accuracy.
 constexpr int64_t kSampled = 64;
 
