@@ -147,10 +147,9 @@ def _has_one_size(exported: torch.export.ExportedProgram) -> bool:
     for equation in equations if symbols else ():
         # Guards may still name what the inputs' symbols have replaced.
         made, value = (environment.replace(side) for side in equation.args)
-        is_size = (
-            value.is_number and value > 0 and not made.has(Mod, PythonMod)
-        )  # a remainder is none
-        if is_size and made.free_symbols and made.free_symbols <= symbols:
+        is_made_of_sizes = made.free_symbols and made.free_symbols <= symbols
+        is_remainder = made.has(Mod, PythonMod)
+        if is_made_of_sizes and not is_remainder and value.is_number and value > 0:
             return True
     return False
 

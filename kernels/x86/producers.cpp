@@ -30,8 +30,9 @@ constexpr int64_t kChunk = 16384;            // elements of a group norm's chunk
 constexpr int64_t kChunkRows = 256;          // bounds the length of a float32 sum
 
 // Norms measure from a pivot near the mean, so that large means cost no accuracy: the mean of at
-// most so many rows of an image, or numbers of a row. However far from the others these are, they are a
-// share of the whole: the squares grow by no more than its reciprocal, and lose as much accuracy.
+// most so many rows of an image, or numbers of a row. However far from the others these are, they
+// are a share of the whole: the squares grow by no more than its reciprocal, and lose as much
+// accuracy.
 constexpr int64_t kSampled = 64;
 
 // ---- run-time values to compile-time ones ----------------------------------------------------
