@@ -57,7 +57,8 @@ class Program:
 
     The graph's nodes are read once, and again when it was recompiled; its tensors in every call. So
     whoever changes a node, or puts another tensor in the place of one, is served with it. A call
-    in another thread meanwhile is served with the graph before or after, not with parts of both.
+    in another thread while the graph is recompiled is served with the graph before or after, not
+    with parts of both; nodes are changed by one thread at a time.
     """
 
     def __init__(self, graph: GraphModule) -> None:
