@@ -12,12 +12,11 @@ Prints a table and writes benchmarks/results/attention_cpu.json.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, arguments, command_line, keep, machine, show_table, spread, timed
+from common import keep_shapes, kernel_options, show_table, spread, timed
 from torch import Tensor
 
 import fxquant.kernels.ops  # noqa: F401 - registers torch.ops.fxquant
@@ -37,23 +36,11 @@ TORCH, BF16, INT8 = "torch bf16", "fxquant bf16", "fxquant int8"
 
 def main() -> None:
     """Measure every shape."""
-    parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="one small shape")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = kernel_options(__doc__)
     shapes = QUICK if options.quick else SHAPES
     rows = {name: measured(shape, options.rounds) for name, shape in shapes.items()}
     show(rows)
-    report = {
-        "machine": {**machine(), "threads": options.threads},
-        "command": command_line(),
-        "rounds": options.rounds,
-        "shapes": rows,
-    }
-    keep("attention_cpu", report, options.results)
+    keep_shapes("attention_cpu", rows, options)
 
 
 def measured(shape: tuple[int, int, int, int, int], rounds: int) -> dict[str, Any]:

@@ -129,6 +129,31 @@ def run(model: Any, call: dict[str, Any]) -> torch.Tensor:
 # Clocks and memory
 
 
+def kernel_options(doc: str | None) -> argparse.Namespace:
+    """What a script takes that times kernels in its own process, with the threads already set."""
+    import torch
+
+    parser = arguments(doc)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="one small shape")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    return options
+
+
+def keep_shapes(name: str, shapes: Any, options: argparse.Namespace) -> None:
+    """Write what was measured shape by shape under `kernel_options`."""
+    report = {
+        "machine": {**machine(), "threads": options.threads},
+        "command": command_line(),
+        "rounds": options.rounds,
+        "shapes": shapes,
+    }
+    keep(name, report, options.results)
+
+
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     """(result, wall seconds)."""
     started = time.perf_counter()

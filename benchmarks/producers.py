@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, arguments, command_line, keep, machine, show_table, spread, timed
+from common import keep_shapes, kernel_options, show_table, spread, timed
 from torch import Tensor
 
 import fxquant.kernels.ops  # noqa: F401 - registers torch.ops.fxquant
@@ -34,24 +33,12 @@ Function = Callable[[Tensor], Tensor]
 
 def main() -> None:
     """Measure every shape."""
-    parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="one small shape")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = kernel_options(__doc__)
     shapes, memory = (QUICK, 1 << 16) if options.quick else (SHAPES, MEMORY)
     rows = [measured(shape, memory, options.rounds) for shape in shapes]
     for row in rows:
         show(row)
-    report = {
-        "machine": {**machine(), "threads": options.threads},
-        "command": command_line(),
-        "rounds": options.rounds,
-        "shapes": rows,
-    }
-    keep("producers_cpu", report, options.results)
+    keep_shapes("producers_cpu", rows, options)
 
 
 def measured(shape: tuple[int, int, int, int], memory: int, rounds: int) -> dict[str, Any]:
