@@ -119,7 +119,8 @@ def _export(
             exported = traced(multiple)
             if not _has_one_size(exported):
                 return exported
-            log.warning("%s takes one height and width only, those of the calibration calls",
+            log.warning("%s takes one height and width only, those of the calibration calls: "
+                        "calibrate at the size that you will serve",
                         type(model).__name__)  # fmt: skip
             return traced(None)
         except CaptureError:
@@ -174,14 +175,12 @@ def _dynamic_shapes(
     shapes: list[dict[int, Any]] = []
     for name, tensor in zip(signature.names, example, strict=True):
         dims: dict[int, Any] = {0: batch} if tensor.ndim else {}
-        if tensor.ndim == 4 and multiple is None:
-            pass
-        elif tensor.ndim == 4 and name == SAMPLE:
-            dims |= {2: multiple * height, 3: multiple * width}
-        elif name in TOKENS and tensor.ndim > 1:
+        if name in TOKENS and tensor.ndim > 1:
             dims |= {1: tokens}
-        elif tensor.ndim == 4:
-            dims |= {2: Dim.AUTO, 3: Dim.AUTO}
+        elif tensor.ndim == 4 and multiple is not None:
+            is_sample = name == SAMPLE
+            dims[2] = multiple * height if is_sample else Dim.AUTO
+            dims[3] = multiple * width if is_sample else Dim.AUTO
         shapes.append(dims)
     return tuple(shapes)
 
