@@ -82,7 +82,8 @@ def write_call(folder: Path, number: int, call: FlatCall) -> Path:
         SettingError: the folder cannot be written.
     """
     file = folder / f"{number:04d}.safetensors"
-    whole = {name: tensor.contiguous() for name, tensor in call.tensors.items()}
+    # each its own memory, as the format wants it: a call may give one tensor under two names
+    whole = {name: tensor.contiguous().clone() for name, tensor in call.tensors.items()}
     constants = {name: constant_to_json(value) for name, value in call.constants.items()}
     metadata = {_NESTING: json.dumps(to_json(call.skeleton)), _CONSTANTS: json.dumps(constants)}
     try:

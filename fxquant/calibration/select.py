@@ -106,8 +106,16 @@ def unbatched(signature: Signature, calls: Sequence[Sequence[Tensor]]) -> list[T
     """All calls' samples along one batch dimension, by input.
 
     Raises:
-        LoaderError: the calls differ in resolution or prompt length.
+        LoaderError: the calls differ in resolution or prompt length, or an input has no batch.
     """
+    factors = signature.limits.batch_factors() or [1] * len(signature.names)
+    for name, factor in zip(signature.names, factors, strict=True):
+        if factor != 1:
+            raise LoaderError(
+                f"{name} has no row of its own for each sample, and reconstruction trains on "
+                "batches of samples. Compile with an effort of 'fast', or give the module "
+                f"{name} beforehand and leave it out of the calls"
+            )
     for name, column in zip(signature.names, zip(*calls, strict=True), strict=True):
         shapes = sorted({tuple(t.shape[1:]) for t in column})
         if len(shapes) > 1:

@@ -65,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(options.model)
     signature, calls = read_calls(calls_for(model, options.model, options), model)
     records, fake = all_records(model, signature, calls, settings)
+    signature = fake.signature
+    calls = [signature.reformed(call) for call in calls]
     if options.until:
         last = [r.name for r in records].index(options.until)
         records = records[: last + 1]

@@ -21,7 +21,7 @@ from fxquant.compiler import check_backend
 from fxquant.errors import ModelError, near
 from fxquant.evaluate.coverage import Row, coverage, macs, parameters, sizes
 from fxquant.graph import runner
-from fxquant.graph.capture import capture
+from fxquant.graph.capture import capture_flat
 from fxquant.graph.explain import MOVES, TAKEN, Explanation, explain, fallbacks, refuse
 from fxquant.graph.options import Options
 from fxquant.kernels.machine import PRESETS, Machine, detect
@@ -94,7 +94,7 @@ def make_plan(model: nn.Module, options: Options) -> Plan:
     """
     model = model.to("meta")
     signature, calls = read_calls([example_call(model, batch=1)], model)
-    graph: GraphModule = capture(model, (), signature.unflatten(calls[0])).graph_module
+    graph: GraphModule = capture_flat(model, signature, calls[0]).graph_module
     return plan_of(runner.run(pipelines.ALL, graph, options), calls[0], options)
 
 

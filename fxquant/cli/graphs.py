@@ -11,7 +11,7 @@ from fxquant.calibration.example import example_call
 from fxquant.compiler import FakeQuantised, fake_quantise
 from fxquant.errors import PassError, near
 from fxquant.graph import runner
-from fxquant.graph.capture import capture
+from fxquant.graph.capture import capture_flat
 from fxquant.graph.dumps import CAPTURE, header
 from fxquant.graph.options import Options
 from fxquant.graph.runner import Record
@@ -43,7 +43,7 @@ def records_until(model: nn.Module, options: Options, last: str) -> list[Record]
     before_calibration = (*pipelines.PREPARE, *pipelines.OBSERVE)
     if last != CAPTURE and not any(step.name == last for step in before_calibration):
         return _until(last, all_records(model, signature, calls, options)[0])
-    captured = capture(model, (), signature.unflatten(calls[0])).graph_module
+    captured = capture_flat(model, signature, calls[0]).graph_module
     records = [Record(CAPTURE, 0.0, (0, len(captured.graph.nodes)), captured)]
     if last != CAPTURE:
         runner.run(before_calibration, captured, options, stop_after=last, on_pass=records.append)

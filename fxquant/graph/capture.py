@@ -115,13 +115,18 @@ def capture(
         CallError: the call does not fit forward.
     """
     check_module(model)
-    kwargs = kwargs or {}
+    signature = signature_of(model, args, kwargs or {})
+    return capture_flat(model, signature, signature.flatten(args, kwargs or {}), dynamic)
+
+
+def capture_flat(
+    model: nn.Module, signature: Signature, tensors: Sequence[Tensor], dynamic: bool = True
+) -> Captured:
+    """Trace `model` on the flat tensors of one call, its timestep in the first form it takes."""
     failure: CaptureError | None = None
-    signature = signature_of(model, args, kwargs)
-    call = signature.flatten(args, kwargs)
     for form in formed(signature):
         try:
-            return capture_calls(model, form, [form.reformed(call)], dynamic)
+            return capture_calls(model, form, [form.reformed(tensors)], dynamic)
         except CaptureError as error:
             failure = failure or error
     assert failure is not None
@@ -213,7 +218,7 @@ def _for_all(model: nn.Module, captured: Captured, calls: Iterable[Sequence[Tens
     signature = captured.signature
     for call in calls:
         try:
-            broken = signature.limits.broken(call)
+            broken = signature.limits.broken(signature.names, call)
         except CallError as error:
             raise _DifferentWaysError(
                 f"the calibration calls have sizes that {type(model).__name__} could not be "
@@ -259,7 +264,7 @@ def _check_timestep(
 ) -> None:
     """One timestep per sample must go with the batch: not with a width that happens to be equal."""
     if timestep and timestep[0] != sample[0]:
-        raise _DifferentWaysError(
+        raise CaptureError(
             f"{signature.timestep} is one number for all samples in this module; with one number "
             f"per sample it would go with another dimension, {timestep[0]}"
         )
@@ -290,6 +295,9 @@ def _refined(model: nn.Module, signature: Signature, plan: Plan) -> _Traced:
             return traced
         traced = again
     first = traced.inputs[0]
+    if free_sizes.have_one_size(first.fake_mode.shape_env, traced.inputs):
+        fixed = _export(model, signature, free_sizes.with_fixed_sides(traced.plan))
+        return dataclasses.replace(fixed, plan=traced.plan)  # which says what was to be free
     if first.ndim < 4 or any(not isinstance(side, torch.SymInt) for side in first.shape[-2:]):
         return traced
     sides = traced.plan.example[0].shape[-2:]
@@ -335,7 +343,7 @@ def _warn_of_fixed_sizes(model: nn.Module, signature: Signature, traced: _Traced
         said = [f"{signature.names[k]} {axis} ({shapes[k][axis]})" for k, axis in fixed]
         log.warning(
             "%s takes one size only in these dimensions, that of the calibration calls: %s. "
-            "Calibrate at the size that you will serve",
+            "Calibrate at the sizes that you will serve",
             type(model).__name__, ", ".join(said),
         )  # fmt: skip
 

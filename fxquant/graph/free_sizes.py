@@ -14,6 +14,7 @@ import sympy
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.utils._sympy.functions import Mod, PythonMod
 
 from fxquant.graph.signature import TOKENS, Signature
 
@@ -94,6 +95,31 @@ def widened(plan: Plan) -> Plan | None:
         for t in plan.example
     ]
     return Plan(example, plan.free)
+
+
+def with_fixed_sides(plan: Plan) -> Plan:
+    """The same plan with the images' heights and widths as they are."""
+    free = [
+        {axis: how for axis, how in dims.items() if t.ndim < _IMAGE or axis < t.ndim - 2}
+        for t, dims in zip(plan.example, plan.free, strict=True)
+    ]
+    return Plan(plan.example, tuple(free))
+
+
+def have_one_size(environment: Any, values: Sequence[Tensor]) -> bool:
+    """Did the tracer find that what is made of heights and widths has one value? Learned positions
+    do that: height times width is then a number, though neither of them is."""
+    sides = [side for value in values if value.ndim >= _IMAGE for side in value.shape[-2:]]
+    symbols = {s for side in sides if isinstance(side, torch.SymInt) for s in _symbols(side)}
+    equations = [g.expr for g in environment.guards if isinstance(g.expr, sympy.Eq)]
+    for equation in equations if symbols else ():
+        # Guards may still name what the inputs' symbols have replaced.
+        made, value = (environment.replace(side) for side in equation.args)
+        is_made_of_sides = made.free_symbols and made.free_symbols <= symbols
+        is_remainder = made.has(Mod, PythonMod)
+        if is_made_of_sides and not is_remainder and value.is_number and value > 0:
+            return True
+    return False
 
 
 def step_of(environment: Any, sides: Sequence[Any], example: Sequence[int]) -> int:

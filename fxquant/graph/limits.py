@@ -88,13 +88,12 @@ class Limits:
         if len(self._accepted) < _REMEMBERED:
             self._accepted.add(key)
 
-    def broken(self, tensors: Sequence[Tensor]) -> list[Guard]:
+    def broken(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[Guard]:
         """The guards that are false for a call whose shapes fit.
 
         Raises:
             CallError: the shapes do not fit.
         """
-        names = [f"input {k}" for k in range(len(self.shapes))]
         return self._broken(self._sizes(names, [t.shape for t in tensors]))
 
     def without(self, guards: Iterable[Guard]) -> Limits:

@@ -95,7 +95,7 @@ class Signature:
         """
         leaves = FlatCall.of(bind(self.parameters, args, kwargs)).leaves
         found = _tensors(leaves, self.timestep)
-        self._check_names(found)
+        self._check_names(found, leaves)
         self._check_constants({n: v for n, v in leaves.items() if n not in found})
         tensors = [self._fitted(i, found[i.name], found) for i in self.inputs]
         self.limits.check(self.names, tensors)
@@ -163,8 +163,14 @@ class Signature:
             found[self.timestep_index] = _timestep(given, wanted, found[0])
         return found
 
-    def _check_names(self, found: Mapping[str, Tensor]) -> None:
+    def _check_names(self, found: Mapping[str, Tensor], leaves: Mapping[str, Any]) -> None:
         missing = [n for n in self.names if n not in found]
+        other = next((n for n in missing if leaves.get(n) is not None), None)
+        if other:
+            raise CallError(
+                f"{other} is a {type(leaves[other]).__name__}, in the first calibration call it "
+                "was a tensor"
+            )
         extra = [n for n in found if n not in self.names]
         if missing or extra:
             said = [f"lacks {', '.join(missing)}"] if missing else []
@@ -193,7 +199,13 @@ class Signature:
     def _fitted(self, wanted: Input, tensor: Tensor, found: Mapping[str, Tensor]) -> Tensor:
         """The tensor with the input's rank and dtype."""
         if wanted.name == self.timestep:
-            return _timestep(tensor, wanted, found[self.names[0]])
+            first = self.names[0]
+            count, batch = tensor.numel(), len(found[first]) if found[first].ndim else 1
+            if wanted.rank == 1 and count not in (1, batch) and "." not in first:
+                raise CallError(
+                    f"{wanted.name} has {count} values for a batch of {batch}; give 1 or {batch}"
+                )
+            return _timestep(tensor, wanted, found[first])
         if tensor.ndim != wanted.rank:
             raise CallError(
                 f"{wanted.name} has shape {tuple(tensor.shape)}; {wanted.rank} dimensions were "

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import fxquant
 from fxquant.calibration.calls import as_arguments, read_calls, timesteps_of
-from fxquant.errors import CallError, LoaderError
+from fxquant.errors import CallError, CaptureError, LoaderError
 from tests import models
 
 TOY = models.build("toy")
@@ -199,8 +200,8 @@ def test_calls_that_differ_in_channels_or_kind_are_refused():
     model = models.build("toy")
     good = models.calls("toy", 1, 2, 0)[0]
     wide = {**good, "sample": torch.randn(2, 5, 8, 8)}
-    with pytest.raises(CallError, match=r"call 1: sample has shape \(2, 5, 8, 8\)"):
-        read_calls([good, wide], model)
+    with pytest.raises(CaptureError, match=r"sample has shape \(2, 5, 8, 8\)"):
+        fxquant.compile(model, [good, wide], progress=False)
     whole = {**good, "encoder_hidden_states": good["encoder_hidden_states"].long()}
     with pytest.raises(CallError, match=r"call 1: encoder_hidden_states is torch.int64"):
         read_calls([good, whole], model)

@@ -63,7 +63,7 @@ def test_arguments_are_named_however_they_were_given() -> None:
     echo, x = Echo(), torch.ones(1, 2)
     calls = record(echo, lambda: (echo(x, 3, None, False), echo(timestep=0.5, sample=x, scale=x)))
     assert [list(call) for call in calls] == [
-        ["sample", "timestep"],
+        ["sample", "timestep", "condition"],
         ["sample", "timestep", "scale"],
     ]
     assert [call["timestep"].dtype for call in calls] == [torch.int64, torch.float32]
@@ -79,7 +79,8 @@ def test_copies_are_detached_and_later_writes_do_not_reach_them() -> None:
     for copy in (call["sample"], call["condition"]["kept"], call["condition"]["nested"][0]):
         assert torch.equal(copy, torch.ones(1, 2))
         assert not copy.requires_grad
-    assert "dropped" not in call["condition"]
+    assert call["condition"]["dropped"] is None
+    assert isinstance(call["condition"]["nested"], list)
 
 
 def test_calls_recorded_in_inference_mode_can_be_trained_on() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -115,13 +116,93 @@ def test_fractional_timesteps_are_kept() -> None:
 
 def test_the_example_call_may_spell_its_timestep_any_way() -> None:
     spelt = [signature_of(Denoiser(), (SAMPLE, t), {}) for t in (7, 7.0, torch.tensor(7), TIMES)]
-    assert set(spelt) == {spelt[0]}
+    assert all(found == spelt[0] for found in spelt)
     assert spelt[0].ranks == (4, 1)
 
 
-def test_a_learned_timestep_embedding_gets_integers() -> None:
-    found = signature_of(Denoiser(time_embedding_type="learned"), (SAMPLE, 3.0), {})
+def test_forms_of_a_timestep_follow_what_is_given() -> None:
+    def forms(timestep: Any) -> tuple[tuple[int, torch.dtype], ...]:
+        return signature_of(Denoiser(), (SAMPLE, timestep), {}).forms
+
+    floating, whole = torch.float32, torch.int64
+    assert forms(TIMES.float()) == ((1, floating),)
+    assert forms(TIMES) == ((1, floating), (1, whole))
+    assert forms(0.5) == ((1, floating), (0, floating))
+    assert forms(7) == ((1, floating), (1, whole), (0, floating), (0, whole))
+
+
+def test_a_table_of_timesteps_gets_integers_and_no_fractions() -> None:
+    found = signature_of(Denoiser(), (SAMPLE, 3), {}).with_timestep(1, torch.int64)
     assert found.flatten((SAMPLE, 5.0), {})[1].dtype == torch.int64
+    with pytest.raises(CallError, match=r"timestep is 5\.5.*takes whole numbers"):
+        found.flatten((SAMPLE, 5.5), {})
+
+
+def test_one_timestep_for_all_samples_stays_one_number() -> None:
+    found = signature_of(Denoiser(), (SAMPLE, 3), {}).with_timestep(0, torch.float32)
+    assert found.flatten((SAMPLE, torch.tensor([5])), {})[1].shape == ()
+    with pytest.raises(CallError, match="timestep has 3 values; this model takes one"):
+        found.flatten((SAMPLE, TIMES), {})
+    usual = [SAMPLE, torch.full((BATCH,), 4.0)]
+    assert torch.equal(found.reformed(usual)[1], torch.tensor(4.0))
+
+
+@pytest.mark.parametrize("name", ["timestep", "timesteps", "t", "sigma"])
+@pytest.mark.parametrize("value", [3, np.int64(3), np.float32(3), torch.tensor([3, 3, 3])])
+def test_the_timestep_is_found_by_any_of_its_names(name: str, value: Any) -> None:
+    class Model(nn.Module):
+        forward = eval(f"lambda self, x, {name}: x")
+
+    found = signature_of(Model(), (SAMPLE, value), {})
+    assert found.timestep == name
+    assert found.flatten((SAMPLE, value), {})[1].tolist() == [3.0] * BATCH
+
+
+def test_an_image_called_t_is_no_timestep() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor: ...
+
+    assert signature_of(Model(), (SAMPLE, SAMPLE), {}).timestep is None
+
+
+def test_what_is_no_tensor_is_fixed_by_the_first_call() -> None:
+    class Model(nn.Module):
+        def forward(
+            self, x: Tensor, scale: float = 1.0, mode: str = "a", extra: Any = None
+        ) -> Tensor: ...
+
+    first = signature_of(Model(), (SAMPLE,), {"extra": {"scale": 0.5, "image": [SAMPLE, None]}})
+    assert first.constants == {"extra.scale": 0.5, "extra.image.1": None}
+    same = {"extra": {"image": [SAMPLE, None], "scale": 0.5}}
+    for more in ({}, {"scale": 1.0}, {"scale": 1, "mode": "a"}):
+        assert len(first.flatten((SAMPLE,), same | more)) == 2
+    for more, message in (
+        ({"scale": 2.0}, r"scale is 2\.0, in the first calibration call it was 1\.0"),
+        ({"mode": "b"}, "mode is 'b'"),
+        ({"extra": {"scale": 0.7, "image": [SAMPLE]}}, r"extra\.scale is 0\.7"),
+    ):
+        with pytest.raises(CallError, match=message):
+            first.flatten((SAMPLE,), same | more)
+
+
+def test_arguments_beyond_the_named_ones() -> None:
+    class Model(nn.Module):
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor: ...
+
+    found = signature_of(Model(), (SAMPLE, 3), {"text": CONDITION, "return_dict": False})
+    assert found.names == ("args.0", "args.1", "text")
+    assert found.timestep == "args.1"
+    tensors = found.flatten((SAMPLE, 4), {"text": CONDITION})
+    args, kwargs = found.call(tensors)
+    assert torch.equal(args[0], SAMPLE)
+    assert args[1].tolist() == [4.0] * BATCH
+    assert set(kwargs) == {"text", "return_dict"}
+
+
+def test_small_floats_keep_their_precision() -> None:
+    sizes = torch.tensor([[1083.0, 1080.0]] * BATCH)
+    found = signature_of(Denoiser().bfloat16(), (SAMPLE, 999, None, sizes), {})
+    assert found.flatten((SAMPLE, 999, None, sizes), {})[2].dtype == torch.float32
 
 
 def test_a_model_without_a_timestep_has_no_timestep_index() -> None:
@@ -155,30 +236,27 @@ def test_unflatten_rebuilds_dicts_and_tuples() -> None:
         "sample": "x",
         "timestep": "t",
         "added_cond_kwargs": {"a": "a", "b": "b"},
-        "residuals": ("r0", "r1"),
+        "residuals": ["r0", "r1"],
     }
-
-
-SHORT = torch.ones(2, 5, 16)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         ((SAMPLE, torch.tensor([1, 2]), CONDITION), "timestep has 2 values for a batch of 3"),
-        ((SAMPLE, 1, SHORT), "encoder_hidden_states has batch size 2, the sample has 3"),
         ((SAMPLE, 1), "lacks encoder_hidden_states"),
         ((SAMPLE, None, CONDITION), "lacks timestep"),
         ((SAMPLE, 1, CONDITION, TIMES), "has class_labels, unseen in the first"),
         ((SAMPLE, 1, CONDITION[0]), r"encoder_hidden_states has shape \(5, 16\); 3 dimensions"),
         ((SAMPLE[0], 1, CONDITION), r"sample has shape \(4, 8, 8\); 4 dimensions"),
-        ((SAMPLE, 1, "a prompt"), "'encoder_hidden_states' is a str; .*Leave it out"),
-        ((SAMPLE, 1, 2.0), "'encoder_hidden_states' is a float"),
+        ((SAMPLE, 1, "a prompt"), "encoder_hidden_states is a str, .* it was a tensor"),
+        ((SAMPLE, 1, 2.0), "encoder_hidden_states is a float"),
+        ((SAMPLE, 1, object()), "'encoder_hidden_states' is a object; .*Leave it out"),
+        ((SAMPLE, 1, CONDITION.long()), "encoder_hidden_states is torch.int64"),
         ((SAMPLE,) * 8, "8 positional arguments; forward takes sample, timestep"),
     ],
     ids=[
         "timestep count",
-        "batch",
         "missing",
         "no timestep",
         "extra",
@@ -186,6 +264,8 @@ SHORT = torch.ones(2, 5, 16)
         "unbatched sample",
         "string",
         "number",
+        "object",
+        "kind",
         "too many",
     ],
 )
@@ -215,5 +295,6 @@ def test_a_first_call_without_a_batched_tensor_is_refused(call: dict[str, Any]) 
         signature_of(Denoiser(), (), call)
 
 
-def test_bind_drops_what_is_no_tensor_argument_of_the_graph() -> None:
-    assert bind(("a", "b", "return_dict"), (1,), {"b": None, "return_dict": False}) == {"a": 1}
+def test_bind_names_arguments_and_drops_return_dict() -> None:
+    given = bind(("a", "b", "return_dict"), (1,), {"b": None, "return_dict": False})
+    assert given == {"a": 1, "b": None}

@@ -57,7 +57,7 @@ def test_learned_positions_have_one_size(
     kind: type[nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = fxquant.compile(kind().eval(), [(image(8),)])
-    assert f"{kind.__name__} takes one height and width only" in caplog.text
+    assert f"{kind.__name__} takes one size only in these dimensions" in caplog.text
     model.save_pretrained(tmp_path)
     loaded = fxquant.load(tmp_path)
     x = image(8, batch=3)
