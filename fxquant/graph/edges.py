@@ -103,7 +103,7 @@ def _feeds_only(node: Node, quantised: Collection[Edge]) -> bool:
     return all(
         _reads_only(user, node, quantised)
         or (
-            (user.target in LAYOUT or user.target in (PAD, CONSTANT_PAD))
+            (user.target in LAYOUT or all(_is_zero_pad(user, reader, []) for reader in user.users))
             and _feeds_only(user, quantised)
         )
         for user in node.users
@@ -117,13 +117,19 @@ def _reads_only(user: Node, node: Node, quantised: Collection[Edge]) -> bool:
 
 
 def _is_zero_pad(node: Node, layer: Node, chain: list[Node]) -> bool:
-    """Zero padding directly before a convolution; it becomes the convolution's own."""
-    if chain or layer.target is not CONV2D or len(node.args) < 2:
+    """Zero padding directly before a convolution; it becomes the convolution's own.
+
+    What a convolution cannot do itself stays an operator of its own, and quantisers follow it: to
+    crop, to pad channels or batch, by sizes that are only known in a call, with other values.
+    """
+    if chain or layer.target is not CONV2D or node.target not in (PAD, CONSTANT_PAD):
         return False
-    if node.target is CONSTANT_PAD:
-        return not argument(node, 2, "value", 0)
-    return (
-        node.target is PAD
-        and argument(node, 2, "mode", "constant") == "constant"
-        and not argument(node, 3, "value")
-    )
+    is_constant = node.target is CONSTANT_PAD or argument(node, 2, "mode", "constant") == "constant"
+    value = argument(node, 2 if node.target is CONSTANT_PAD else 3, "value")
+    return is_constant and value in (None, 0) and _widens_the_image(argument(node, 1, "pad"))
+
+
+def _widens_the_image(pad: Any) -> bool:
+    """Does it add rows and columns only? `pad` has two numbers an axis, the last axis first."""
+    numbers = isinstance(pad, list | tuple) and all(type(side) is int for side in pad)
+    return numbers and min(pad, default=0) >= 0 and not any(pad[4:])

@@ -54,6 +54,8 @@ ATEN = (
     "unsqueeze.default", "upsample_bilinear2d.vec", "upsample_nearest2d.default",
     "upsample_nearest2d.vec", "var.correction", "var_mean.correction", "view.default",
     "where.self", "zeros.default", "zeros_like.default",
+    "diagonal_scatter.default", "index_put.default", "select_scatter.default",
+    "slice_scatter.default",
 )  # fmt: skip
 FXQUANT = tuple(f"{op}.default" for op in SCHEMAS)
 SIZES: dict[str, Callable[..., Any]] = {  # what sizes are computed with

@@ -142,7 +142,7 @@ def _geometry(conv: Node, weight: Node, pad: Node | None) -> tuple[Any, ...]:
     stride, padding, dilation = (_pair(argument(conv, i, n, d)) for i, n, d in _WINDOW)
     sides = [padding[0], padding[0], padding[1], padding[1]]
     if pad is not None:
-        left, right, top, bottom = (*pad.args[1], 0, 0)[:4]  # type: ignore[misc]
+        left, right, top, bottom = (*argument(pad, 1, "pad"), 0, 0)[:4]
         sides = [s + p for s, p in zip(sides, (top, bottom, left, right), strict=True)]
     return list(shape(weight)[2:]), stride, sides, dilation, argument(conv, 6, "groups", 1)
 
