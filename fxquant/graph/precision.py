@@ -24,10 +24,11 @@ from torch.fx import GraphModule, Node
 
 from fxquant.graph import tolerance
 from fxquant.graph.lowered import is_op, is_operand
-from fxquant.graph.nodes import aten, is_layer, is_symbolic
+from fxquant.graph.nodes import aten, attribute, is_layer, is_symbolic
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
 
 _FEW = 8  # of so many exact numbers a layer makes features in float32: its weights are tiny
+_SMALL = 1 << 16  # elements of what fold_constants makes; of masks, not of weights
 _SHAPES = frozenset({aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int})
 
 
@@ -179,7 +180,7 @@ def _narrows(node: Node) -> bool:
 
 def _far_values(gm: GraphModule, compute: torch.dtype) -> set[Node]:
     """Rounded values that 16 bits cannot hold, up to what makes them moderate again."""
-    far: set[Node] = set()
+    far = {n for n in gm.graph.nodes if n.op == "get_attr" and _overflows(gm, n, compute)}
     for node in filter(computes, gm.graph.nodes):
         if _is_quantised(node):
             continue
@@ -188,6 +189,15 @@ def _far_values(gm: GraphModule, compute: torch.dtype) -> set[Node]:
         if not moderate and (reads or tolerance.leaves_range(node, compute)):
             far.add(node)
     return far
+
+
+def _overflows(gm: GraphModule, node: Node, dtype: torch.dtype) -> bool:
+    """Does a constant hold finite numbers that are infinite in this dtype?"""
+    value = attribute(gm, str(node.target))
+    if not has_float(node) or value.is_complex() or not 0 < value.numel() <= _SMALL:
+        return False
+    numbers = value.detach()[value.isfinite()].abs()
+    return bool((numbers > torch.finfo(dtype).max).any())
 
 
 def _own(node: Node) -> torch.dtype:

@@ -20,7 +20,7 @@ from fxquant.recipe import Recipe
 from tests.toy import relative_error
 
 DIM, PIXELS = 16, 64
-FLOAT = ("conv*", "linear*", "back", "first")
+FLOAT = ("*",)  # 8 bits would hide what 16 bits lose
 
 
 class Denoiser(nn.Module):
@@ -80,7 +80,8 @@ class LinearOfTime(Denoiser):
         self.linear_1 = nn.Linear(1, DIM)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.drawn(x, self.linear_1(time[:, None].to(x.dtype)))
+        features = self.linear_1(time[:, None].to(x.dtype)) - 990 * self.linear_1.weight[:, 0]
+        return self.drawn(x, features)
 
 
 class Positions(Denoiser):
@@ -108,7 +109,7 @@ class Siren(Denoiser):
 
 class Rotary(Denoiser):
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        h = self.first(x).flatten(2).transpose(1, 2)
+        h = self.linear(self.first(x).flatten(2).transpose(1, 2))
         angles = torch.outer(torch.arange(PIXELS, device=x.device) * 31.0, self.frequencies)
         turns = torch.polar(torch.ones_like(angles), angles)
         turned = torch.view_as_complex(h.float().unflatten(-1, (-1, 2))) * turns
@@ -213,7 +214,7 @@ def test_neighbouring_numbers_are_distinguished(kind):
 
 
 OTHERS = (
-    Positions, CountedPositions, Siren, Rotary, Fourier, Fractions, OwnFloat, NothingToSee,
+    Positions, CountedPositions, Siren, Rotary, Fourier, Fractions, NothingToSee,
     OddOperators,
 )  # fmt: skip
 
