@@ -12,6 +12,9 @@ from fxquant.graph.nodes import call, note, write_note
 
 ops = torch.ops.fxquant
 LAYERS = (ops.linear.default, ops.conv2d.default)
+OPERANDS = frozenset({"x", "xs", "a", "b", "residual", "channel_add"})
+"""What fxquant operators read in any float dtype that their kernels know, and compute in float32;
+besides parameters, and masks of attention, whose q, k and v have one dtype."""
 PRODUCTS = (*LAYERS, ops.attention.default)  # what may write integers after multiplying
 
 
@@ -28,6 +31,20 @@ def arguments(node: Node) -> dict[str, Any]:
     """The call's arguments by schema name."""
     names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
     return dict(zip(names, node.args, strict=True))
+
+
+def roles(node: Node, value: Node) -> set[str]:
+    """Names of the arguments that a value is."""
+    return {
+        name
+        for name, given in arguments(node).items()
+        if given is value or (isinstance(given, (list, tuple)) and value in given)
+    }
+
+
+def is_operand(node: Node, value: Node) -> bool:
+    """Does the call read the value as more than a parameter or a mask?"""
+    return bool(roles(node, value) & (OPERANDS | {"q", "k", "v"}))
 
 
 def rewritten(gm: GraphModule, node: Node, **changes: Any) -> Node:
