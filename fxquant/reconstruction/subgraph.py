@@ -115,9 +115,10 @@ def _layers(gm: GraphModule) -> dict[tuple[str, str], list[Node]]:
         edge = Edge(layer, "input")
         source, weight = edge_source(edge), layer.args[1]
         if source.target is fake_quantize and isinstance(weight, Node):
-            kind = note(layer, "stack")[-1][1]
-            members = [source, *layout_chain(edge), weight, layer]
-            found.setdefault((module_path(layer), kind), []).extend(members)
+            path, kind = module_path(layer), note(layer, "stack")[-1][1]
+            calls = sum(1 for other, _ in found if other.partition(":")[0] == path)
+            key = (f"{path}:{calls + 1}" if calls else path, kind)
+            found[key] = [source, *layout_chain(edge), weight, layer]
     return found
 
 
