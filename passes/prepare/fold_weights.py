@@ -23,7 +23,7 @@ from fxquant.graph.nodes import (
 from fxquant.graph.options import Options
 from fxquant.graph.segment import before
 
-_SMALL = 1 << 16  # elements: a result larger than this and than what it is made of is no weight
+_SMALL = 1 << 22  # elements: what is larger, and larger than what it is made of, is no weight
 
 
 def fold_weights(gm: GraphModule, *, options: Options) -> GraphModule:
