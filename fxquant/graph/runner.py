@@ -24,8 +24,8 @@ from fxquant.graph.stages import violations
 log = logging.getLogger(__name__)
 
 _REPORT = (
-    "This is an error in fxquant, not in the model. Please report it, with the model's code or with "
-    "the graph that `fxquant dump MODEL --after PASS` shows of the pass before."
+    "This is an error in fxquant, not in the model. Please report it, with the model's code or "
+    "with the graph that `fxquant dump MODEL --after PASS` shows of the pass before."
 )
 
 Pass = Callable[..., GraphModule]

@@ -25,7 +25,8 @@ class Summary:
 
     Attributes:
         recipe: its name.
-        precision: number of layers, and other operators with weights, by precision, e.g. {"w8a8": 73, "float": 4}.
+        precision: number of layers, and of other operators with weights, by precision, e.g.
+            {"w8a8": 73, "float": 4}.
         stayed_float: those by the reason they stayed float.
         kernels: number of calls by "op kernel".
         fallbacks: unplanned slow paths: "node: why".
