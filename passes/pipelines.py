@@ -21,6 +21,7 @@ from fxquant.passes.prepare.functionalize import functionalize
 from fxquant.passes.prepare.mark_timestep_only import mark_timestep_only
 from fxquant.passes.prepare.merge_layers import merge_layers
 from fxquant.passes.prepare.products_to_linear import products_to_linear
+from fxquant.passes.prepare.samples_first import samples_first
 from fxquant.passes.prepare.strip_noops import strip_noops
 from fxquant.passes.quantize.annotate import annotate
 from fxquant.passes.quantize.group_units import group_units
@@ -35,6 +36,7 @@ PREPARE = (
     Step(merge_layers, "prepared", "before constants become buffers, each with a name of its own"),
     Step(convolutions_to_conv2d, "prepared", "kernels know one kind of convolution"),
     Step(products_to_linear, "prepared", "and one product with a weight"),
+    Step(samples_first, "prepared", "quantisers and units count samples on the first axis"),
     Step(fold_weights, "prepared", "what the two above made of weights, and what models do"),
     Step(fold_constants, "prepared", "what needs no input is computed once"),
     Step(mark_timestep_only, "prepared", "these values repeat for every image of a step"),

@@ -221,6 +221,15 @@ def shape(node: Node) -> tuple[Any, ...]:
     return tuple(node.meta["val"].shape)
 
 
+def counts_samples(gm: GraphModule, size: Any) -> bool:
+    """Does a size grow with the batch of the first input?"""
+    first = next(n for n in gm.graph.nodes if n.op == "placeholder")
+    batch = shape(first)[0] if shape(first) else 1
+    if not isinstance(size, torch.SymInt) or not isinstance(batch, torch.SymInt):
+        return False
+    return bool(size.node.expr.free_symbols & batch.node.expr.free_symbols)
+
+
 def only_user(node: Node) -> Node | None:
     """The single user, None if there are none or several."""
     return next(iter(node.users)) if len(node.users) == 1 else None
