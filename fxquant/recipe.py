@@ -25,7 +25,7 @@ ATTENTION = ("float", "int8")
 GRANULARITIES = ("channel", "tensor")
 
 # conv_in and conv_out have 3-9 channels on one side; the embeddings run on one row per image.
-KEEP_FLOAT = (
+_UNETS = (
     "conv_in",
     "conv_out",
     "time_embedding.*",
@@ -33,6 +33,45 @@ KEEP_FLOAT = (
     "add_embedding.*",
     "encoder_hid_proj.*",
 )
+# The same of transformers: patches in and out, and what embeds the time and the conditions. All are
+# at the top of the model: blocks, too, have a proj_out.
+_TRANSFORMERS = (
+    "pos_embed.proj",
+    "patch_embed.*",
+    "patch_embedding",
+    "*_patch_embedding",
+    "x_embedder",
+    "x_embedder.*",
+    "proj_in",
+    "audio_proj_in",
+    "img_in",
+    "txt_in",
+    "txt_in.*",
+    "context_embedder",
+    "context_embedder.*",
+    "caption_projection.*",
+    "condition_embedder.*",
+    "image_embedder.*",
+    "text_embedder.*",
+    "y_embedder.*",
+    "t_embedder.*",
+    "time_embed.*",
+    "time_embedder.*",
+    "timestep_embedder.*",
+    "time_text_embed.*",
+    "time_caption_embed.*",
+    "time_condition_embed.*",
+    "guidance_embedder.*",
+    "adaln_single.*",
+    "transformer_blocks.*.norm1.emb.*",
+    "norm_out.linear",
+    "proj_out",
+    "proj_out_[12]",
+    "audio_proj_out",
+    "final_layer.*",
+    "out_layer.*",
+)
+KEEP_FLOAT = (*_UNETS, *_TRANSFORMERS)
 
 
 @dataclass(frozen=True)

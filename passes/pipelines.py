@@ -14,27 +14,37 @@ from fxquant.passes.lower.integer_layers import integer_layers
 from fxquant.passes.lower.select_kernels import select_kernels
 from fxquant.passes.lower.set_compute_dtype import set_compute_dtype
 from fxquant.passes.lower.set_storage_dtype import set_storage_dtype
+from fxquant.passes.prepare.convolutions_to_conv2d import convolutions_to_conv2d
 from fxquant.passes.prepare.fold_constants import fold_constants
+from fxquant.passes.prepare.fold_weights import fold_weights
 from fxquant.passes.prepare.functionalize import functionalize
 from fxquant.passes.prepare.mark_timestep_only import mark_timestep_only
 from fxquant.passes.prepare.merge_layers import merge_layers
+from fxquant.passes.prepare.products_to_linear import products_to_linear
+from fxquant.passes.prepare.samples_first import samples_first
 from fxquant.passes.prepare.strip_noops import strip_noops
 from fxquant.passes.quantize.annotate import annotate
 from fxquant.passes.quantize.group_units import group_units
 from fxquant.passes.quantize.insert_observers import insert_observers
 from fxquant.passes.quantize.observers_to_fake_quant import observers_to_fake_quant
+from fxquant.passes.quantize.own_weights import own_weights
 from fxquant.passes.quantize.split_shortcut import split_shortcut
 
 PREPARE = (
     Step(functionalize, "captured", "first: nothing after it has to think about writes"),
     Step(strip_noops, "prepared", "later passes match fewer shapes of the same thing"),
     Step(merge_layers, "prepared", "before constants become buffers, each with a name of its own"),
+    Step(convolutions_to_conv2d, "prepared", "kernels know one kind of convolution"),
+    Step(products_to_linear, "prepared", "and one product with a weight"),
+    Step(samples_first, "prepared", "quantisers and units count samples on the first axis"),
+    Step(fold_weights, "prepared", "what the two above made of weights, and what models do"),
     Step(fold_constants, "prepared", "what needs no input is computed once"),
     Step(mark_timestep_only, "prepared", "these values repeat for every image of a step"),
 )
 OBSERVE = (
     Step(split_shortcut, "prepared", "before specs: each half gets its own"),
     Step(annotate, "annotated", "decide everything before touching anything"),
+    Step(own_weights, "annotated", "when it is known which weights will be integers"),
     Step(insert_observers, "observed", "ranges come from running calibration samples"),
 )
 FAKE_QUANT = (

@@ -6,7 +6,6 @@ is left of ATen has a sentence that says why it is no integer operator.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,9 @@ from torch.fx import GraphModule, Node
 from fxquant.errors import FallbackError
 from fxquant.graph.dump import line, records
 from fxquant.graph.lowered import LAYERS, arguments, is_op, ops
-from fxquant.graph.nodes import LAYOUT, aten, is_layer, is_symbolic, module_path, note
+from fxquant.graph.nodes import aten, is_layer, is_symbolic, module_path, note
 from fxquant.graph.options import Options
+from fxquant.graph.weighted import MOVING, reason_to_stay_float
 from fxquant.kernels.dispatch import KERNELS, Choice, Config, TensorInfo, choose, missing
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
 
@@ -27,13 +27,6 @@ TAKEN = "taken"
 SIMULATED = "simulated in float: kernels multiply at most 8 bits"
 MOVES = "moves elements"
 
-_MOVING = LAYOUT | {
-    aten.chunk.default,
-    aten.split.Tensor,
-    aten.slice.Tensor,
-    aten.select.int,
-    operator.getitem,
-}
 # What becomes part of an fxquant operator before or after it, where nothing else reads the value.
 _JOINS: dict[Any, str] = {
     aten.add.Tensor: "an add joins the layer before it or the quantize after it",
@@ -147,7 +140,7 @@ def precision(node: Node) -> str:
         return "a8" if found["q_index"] >= 0 else _name(found["q"].meta["val"].dtype)
     if is_op(node) and arguments(node).get("index", -1) >= 0:
         return f"to a{arguments(node)['bits']}"
-    if node.op != "call_function" or is_symbolic(node) or node.target in _MOVING:
+    if node.op != "call_function" or is_symbolic(node) or node.target in MOVING:
         return MOVES
     return _name(value.dtype) if isinstance(value, Tensor) else MOVES
 
@@ -166,11 +159,12 @@ def why_float(node: Node) -> str:
     if node.op != "call_function" or is_symbolic(node):
         kinds = {"placeholder": "an input", "output": "the result", "get_attr": "a parameter"}
         return kinds.get(node.op, "computes a size")
-    if is_layer(node):
-        return str((note(node, "quant") or {}).get("float", SIMULATED))
+    noted = reason_to_stay_float(node)
+    if noted or is_layer(node):
+        return noted or SIMULATED
     if node.target in (fake_quantize, fake_quantize_weight):
         return SIMULATED
-    if node.target in _MOVING:
+    if node.target in MOVING:
         return "moves elements, computes nothing"
     if node.target is aten.to.dtype:
         return "changes the dtype of a float value"
@@ -207,7 +201,7 @@ def fallbacks(gm: GraphModule, options: Options) -> dict[str, str]:
                 slow[node.name] = "; ".join(f"not {k}: {why}" for k, why in missing(chosen))
         elif is_layer(node) and "weight" in quant:
             slow[node.name] = SIMULATED
-        elif is_layer(node) and quant.get("unplanned"):
+        elif reason_to_stay_float(node) and quant.get("unplanned"):
             slow[node.name] = f"stays float: {quant['float']}"
     return slow
 

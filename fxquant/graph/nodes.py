@@ -104,6 +104,23 @@ def attribute(gm: nn.Module, target: str) -> Any:
 
 def set_buffer(gm: GraphModule, target: str, value: Tensor) -> str:
     """Bind a tensor at a dotted name of this graph module only (clones keep theirs)."""
+    owner, leaf = _owner(gm, target)
+    if leaf in owner._parameters:
+        del owner._parameters[leaf]
+    owner.register_buffer(leaf, value)
+    return target
+
+
+def set_parameter(gm: GraphModule, target: str, value: Tensor) -> str:
+    """The same for what is learned: is_learned tells it from a buffer."""
+    owner, leaf = _owner(gm, target)
+    owner._buffers.pop(leaf, None)
+    owner.register_parameter(leaf, nn.Parameter(value.detach(), requires_grad=False))
+    return target
+
+
+def _owner(gm: GraphModule, target: str) -> tuple[nn.Module, str]:
+    """The module that holds a dotted name, made where it is missing, and the name in it."""
     owner: nn.Module = gm
     *path, leaf = target.split(".")
     for part in path:
@@ -112,10 +129,32 @@ def set_buffer(gm: GraphModule, target: str, value: Tensor) -> str:
             child = nn.Module()
             owner.add_module(part, child)
         owner = child
-    if leaf in owner._parameters:
-        del owner._parameters[leaf]
-    owner.register_buffer(leaf, value)
+    return owner, leaf
+
+
+def free_target(gm: GraphModule, wanted: str) -> str:
+    """The dotted name, or the first of name_2, name_3, ... that nothing is bound at."""
+    target, number = wanted, 2
+    while _is_bound(gm, target):
+        target, number = f"{wanted}_{number}", number + 1
     return target
+
+
+def _is_bound(gm: GraphModule, target: str) -> bool:
+    """Is there anything at the name, or a tensor where a module must be on the way to it?"""
+    value: Any = gm
+    for part in target.split("."):
+        if isinstance(value, Tensor):
+            return True
+        if not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    return True
+
+
+def is_learned(gm: GraphModule, node: Node) -> bool:
+    """Does the node read a parameter of the model, or what was folded from some?"""
+    return node.op == "get_attr" and isinstance(attribute(gm, str(node.target)), nn.Parameter)
 
 
 def fake_mode(gm: GraphModule) -> FakeTensorMode:
@@ -180,6 +219,15 @@ def refresh_after(gm: GraphModule, start: Iterable[Node]) -> None:
 def shape(node: Node) -> tuple[Any, ...]:
     """The example value's shape, ints and SymInts."""
     return tuple(node.meta["val"].shape)
+
+
+def counts_samples(gm: GraphModule, size: Any) -> bool:
+    """Does a size grow with the batch of the first input?"""
+    first = next(n for n in gm.graph.nodes if n.op == "placeholder")
+    batch = shape(first)[0] if shape(first) else 1
+    if not isinstance(size, torch.SymInt) or not isinstance(batch, torch.SymInt):
+        return False
+    return bool(size.node.expr.free_symbols & batch.node.expr.free_symbols)
 
 
 def only_user(node: Node) -> Node | None:

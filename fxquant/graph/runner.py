@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fxquant.errors import FxquantError, InvariantError, PassError, near
-from fxquant.graph.dump import dump
+from fxquant.graph.dump import dump, line
 from fxquant.graph.options import Options
 from fxquant.graph.stages import violations
 
 log = logging.getLogger(__name__)
+
+_REPORT = (
+    "This is an error in fxquant, not in the model. Please report it, with the model's code or "
+    "with the graph that `fxquant dump MODEL --after PASS` shows of the pass before."
+)
 
 Pass = Callable[..., GraphModule]
 
@@ -105,19 +112,44 @@ def _apply(step: Step, gm: GraphModule, options: Options) -> Record:
     except FxquantError:
         raise
     except Exception as error:
-        raise PassError(
-            f"pass {step.name} failed: {type(error).__name__}: {error}. This is a bug in the pass; "
-            f"skip=[{step.name!r}] leaves it out if it is optional."
-        ) from error
+        raise PassError(_internal(step, error)) from error
     problems = violations(result, step.stage)
     if problems:
         raise InvariantError(
             f"pass {step.name} left a graph that stage '{step.stage}' forbids:\n  "
             + "\n  ".join(problems[:8])
+            + f"\n{_REPORT}"
         )
     seconds = time.perf_counter() - started
     log.debug("%s: %d -> %d nodes, %.3f s", step.name, before, len(result.graph.nodes), seconds)
     return Record(step.name, seconds, (before, len(result.graph.nodes)), result)
+
+
+def _internal(step: Step, error: Exception) -> str:
+    """What an error says that no pass meant to raise: the pass, the node and the user's line."""
+    node = _node_of(error)
+    place = f" at {line(node)}" if node else ""
+    source = f", from {source_line(node)}" if node and source_line(node) else ""
+    return (
+        f"internal error in pass {step.name}{place}{source}: {type(error).__name__}: {error}\n"
+        f"{_REPORT}"
+    )
+
+
+def _node_of(error: Exception) -> Node | None:
+    """The node that the innermost of our functions was busy with."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("node")
+        if isinstance(node, Node) and frame.f_globals.get("__name__", "").startswith("fxquant."):
+            found = node
+    return found
+
+
+def source_line(node: Node) -> str:
+    """'file.py:12: y = x @ w' of the model, where the tracer knows it; else ''."""
+    places = re.findall(r'File "(.+?)", line (\d+).*\n +(.+)', node.meta.get("stack_trace") or "")
+    return "{}:{}: {}".format(*places[-1]) if places else ""
 
 
 def changed(before: GraphModule, after: GraphModule) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from fxquant.graph.edges import Edge, edge_source, layout_chain
-from fxquant.graph.nodes import is_layer, is_symbolic, module_path, note
+from fxquant.graph.nodes import counts_samples, is_layer, is_symbolic, module_path, note, shape
 from fxquant.graph.segment import before
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
 
@@ -62,8 +63,8 @@ def units(gm: GraphModule, by_layer: bool = False) -> list[Unit]:
     for (path, kind), nodes in sorted(ordered.items(), key=lambda item: position[item[1][-1]]):
         # quantisers and layout operators on the way into a layer may be another layer's as well
         outputs = tuple(filter(is_layer, nodes)) if by_layer else _read_outside(nodes)
-        unit = _unit(path, kind, nodes, outputs, taken)
-        if unit.weights:
+        unit = _unit(gm, path, kind, nodes, outputs, taken)
+        if unit.weights and all(_by_sample(gm, n) for n in (*unit.inputs, *unit.outputs)):
             found.append(unit)
             taken |= set(unit.quantisers)
     return found
@@ -115,19 +116,25 @@ def _layers(gm: GraphModule) -> dict[tuple[str, str], list[Node]]:
         edge = Edge(layer, "input")
         source, weight = edge_source(edge), layer.args[1]
         if source.target is fake_quantize and isinstance(weight, Node):
-            kind = note(layer, "stack")[-1][1]
-            members = [source, *layout_chain(edge), weight, layer]
-            found.setdefault((module_path(layer), kind), []).extend(members)
+            path, kind = module_path(layer), note(layer, "stack")[-1][1]
+            calls = sum(1 for other, _ in found if other.partition(":")[0] == path)
+            key = (f"{path}:{calls + 1}" if calls else path, kind)
+            found[key] = [source, *layout_chain(edge), weight, layer]
     return found
 
 
 def _unit(
-    path: str, kind: str, nodes: list[Node], outputs: tuple[Node, ...], taken: set[int]
+    gm: GraphModule,
+    path: str,
+    kind: str,
+    nodes: list[Node],
+    outputs: tuple[Node, ...],
+    taken: set[int],
 ) -> Unit:
     inside = set(nodes)
     weights = tuple(n for n in nodes if n.target is fake_quantize_weight)
     last = {_producer(output, inside) for output in outputs}
-    inner = tuple(n for n in nodes if is_layer(n) and n not in last)
+    inner = tuple(n for n in nodes if is_layer(n) and n not in last and _by_sample(gm, n))
     quantisers = {int(n.args[2]) for n in nodes if n.target is fake_quantize}  # type: ignore[arg-type]
     return Unit(
         path,
@@ -139,6 +146,14 @@ def _unit(
         weights,
         tuple(sorted(quantisers - taken)),
     )
+
+
+def _by_sample(gm: GraphModule, node: Node) -> bool:
+    """Can the value be cached sample by sample? A unit with one that cannot is not trained."""
+    first = next(n for n in gm.graph.nodes if n.op == "placeholder")
+    if not isinstance(shape(first)[0], torch.SymInt):  # one batch only: sizes say nothing
+        return True
+    return bool(shape(node)) and counts_samples(gm, shape(node)[0])
 
 
 def _read_outside(nodes: Sequence[Node]) -> tuple[Node, ...]:

@@ -13,7 +13,10 @@ from torch.fx import GraphModule, Node
 
 from fxquant.graph.lowered import LAYERS, arguments, is_op
 from fxquant.graph.nodes import is_layer, module_path, note
+from fxquant.graph.weighted import reason_to_stay_float
 from fxquant.reconstruction.checkpoint import UnitReport
+
+_SIMULATED = "simulated: no kernel has that many bits"
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,9 @@ class Summary:
 
     Attributes:
         recipe: its name.
-        precision: number of layers by precision, e.g. {"w8a8": 73, "float": 4}.
-        stayed_float: layers by the reason they stayed float.
+        precision: number of layers, and of other operators with weights, by precision, e.g.
+            {"w8a8": 73, "float": 4}.
+        stayed_float: those by the reason they stayed float.
         kernels: number of calls by "op kernel".
         fallbacks: unplanned slow paths: "node: why".
         bytes_before, bytes_after: parameters and buffers of the original and the compiled model.
@@ -81,12 +85,10 @@ def summarise(
             kernels[_kernel(node)] += 1
         if node.op == "call_function" and node.target in LAYERS:
             precision[_precision(node)] += 1
-        elif is_layer(node):
-            reason = (note(node, "quant") or {}).get(
-                "float", "simulated: no kernel has that many bits"
-            )
-            precision["float" if "float" in (note(node, "quant") or {}) else "simulated"] += 1
-            stayed.setdefault(reason, []).append(module_path(node))
+        elif is_layer(node) or reason_to_stay_float(node):
+            reason = reason_to_stay_float(node)
+            precision["float" if reason else "simulated"] += 1
+            stayed.setdefault(reason or _SIMULATED, []).append(module_path(node))
     return Summary(
         recipe=recipe,
         precision=dict(precision),

@@ -143,9 +143,17 @@ def conv2d(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """As `reference.conv2d`, on uint8 ``x`` and with ``groups`` 1."""
+    if (
+        max(stride) > 1
+        and layout.convolved(x.shape[2:], kernel_size, stride, padding, dilation)[1] == 1
+    ):  # oneDNN 3.x multiplies the zero point wrongly
+        return reference.conv2d(
+            x, row, x_index, weight, weight_scale, bias, weight_bits, kernel_size, stride, padding,
+            dilation, groups, channel_add, activation, residual, out_index, out_bits, out_dtype,
+        )  # fmt: skip
     pack = prepare_conv2d(weight, weight_bits, x.shape[1], kernel_size)
     scale, zero_point = _step(row, x_index)
-    x, symmetric = _padded(x, padding, zero_point)
+    x, symmetric = _padded(x, padding, zero_point, _pads(kernel_size, padding, dilation))
     bias, channel_add = _folded(bias, channel_add)
     fused = activation in _CONV_POST and channel_add is None
     out = _Output(row, out_index, out_bits, out_dtype, ends_fused=fused and residual is None)
@@ -198,10 +206,25 @@ def _step(row: Tensor, index: int) -> tuple[float, int]:
     return scale, int(zero_point) + 128
 
 
-def _padded(x: Tensor, padding: Sequence[int], zero_point: int) -> tuple[Tensor, list[int]]:
-    """``x`` and the symmetric padding that oneDNN is left to do; it pads with the zero point."""
+def _pads(kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Is oneDNN right, and no reader of foreign memory, when it pads?
+
+    It is with a square odd kernel, by the same on all sides and no more than half of the reach;
+    and along one axis.
+    """
     top, bottom, left, right = padding
-    if top == bottom and left == right:
+    if kernel[0] == 1 and top == bottom == 0 and left == right:
+        return left <= dilation[1] * (kernel[1] - 1) // 2
+    square = kernel[0] == kernel[1] and dilation[0] == dilation[1] and kernel[0] % 2 == 1
+    return square and {*padding} == {top} and top <= dilation[0] * (kernel[0] - 1) // 2
+
+
+def _padded(
+    x: Tensor, padding: Sequence[int], zero_point: int, by_onednn: bool
+) -> tuple[Tensor, list[int]]:
+    """``x`` and the padding that oneDNN is left to do; it pads with the zero point."""
+    top, bottom, left, right = padding
+    if by_onednn or not any(padding):
         return x, [top, left]
     return F.pad(x, (left, right, top, bottom), value=zero_point), [0, 0]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,14 +12,17 @@ from torch.fx import GraphModule, Node
 from fxquant.errors import RecipeError
 from fxquant.graph.edges import Edge, edge_root, edges
 from fxquant.graph.nodes import (
-    CONSTANTS,
+    CONV2D,
     argument,
     is_attention,
     is_layer,
+    is_learned,
     module_path,
+    shape,
     write_note,
 )
 from fxquant.graph.options import Options
+from fxquant.graph.weighted import is_weighted
 from fxquant.quant.spec import QuantSpec
 from fxquant.recipe import KEEP_FLOAT, Override, Recipe, weight_observer_for
 from fxquant.reconstruction.units import unit_of
@@ -40,9 +43,12 @@ def annotate(gm: GraphModule, *, options: Options) -> GraphModule:
     """
     recipe = options.recipe
     layers = [n for n in gm.graph.nodes if is_layer(n)]
+    others = [n for n in gm.graph.nodes if is_weighted(gm, n)]
     attention = [n for n in gm.graph.nodes if is_attention(n) and recipe.attention == "int8"]
-    _check_patterns(recipe, [*layers, *attention])
-    reasons = {layer: _reason_to_stay_float(layer, recipe) for layer in layers}
+    _check_patterns(recipe, [*layers, *others, *attention])
+    fixed = _without_inputs(gm)
+    reasons = {layer: _reason_to_stay_float(gm, layer, recipe, fixed) for layer in layers}
+    reasons |= {node: _reason_of_other(node, recipe) for node in others}
     _check_overrides(recipe, reasons)
     weights = {n: specs(n, recipe)[1] for n, reason in reasons.items() if reason is None}
     shares: dict[Edge, tuple[Any, ...]] = {}
@@ -101,19 +107,48 @@ def _sharing(reader: Node, activation: QuantSpec, weight_bits: int) -> tuple[Any
     return (unit_of(reader) or [""])[0], activation, weight_bits <= _KERNEL_BITS
 
 
-def _reason_to_stay_float(layer: Node, recipe: Recipe) -> dict[str, Any] | None:
+def _reason_to_stay_float(
+    gm: GraphModule, layer: Node, recipe: Recipe, fixed: Collection[Node]
+) -> dict[str, Any] | None:
     """The note of a float layer, `unplanned` if the recipe did not ask for it; None to quantise."""
     kept = _kept_float(layer, recipe)
     if kept:
         return {"float": f"recipe keeps {kept} float"}
-    weight = layer.args[1]
+    x, weight = layer.args[:2]
+    assert isinstance(x, Node)
     if not isinstance(weight, Node) or weight.op != "get_attr":
-        return {"float": "its weight is computed, not a parameter", "unplanned": True}
-    if str(weight.target).startswith(CONSTANTS):
+        return {"float": "its weight is computed from inputs, not a parameter", "unplanned": True}
+    if not is_learned(gm, weight):
         return {"float": "its weight is a fixed filter, not a parameter"}
-    if argument(layer, 6, "groups", 1) != 1:
-        return {"float": "grouped convolutions have no integer kernel", "unplanned": True}
+    if 0 in shape(weight):
+        return {"float": "its weight is empty"}
+    for holds, why in (
+        (argument(layer, 6, "groups", 1) != 1, "grouped convolutions have no integer kernel"),
+        (layer.target is CONV2D and len(shape(x)) != 4, "its input has no batch"),
+        (x in fixed, "its input is no value of a sample but of the model"),
+    ):
+        if holds:
+            return {"float": why, "unplanned": True}
     return None
+
+
+def _reason_of_other(node: Node, recipe: Recipe) -> dict[str, Any]:
+    """The same of an operator with learned values that is no layer."""
+    kept = _kept_float(node, recipe)
+    if kept:
+        return {"float": f"recipe keeps {kept} float"}
+    name = str(node.target).split(".")[1] if "." in str(node.target) else str(node.target)
+    return {"float": f"{name} has no integer kernel", "unplanned": True}
+
+
+def _without_inputs(gm: GraphModule) -> set[Node]:
+    """What is computed from attributes and numbers alone."""
+    found: set[Node] = set()
+    for node in gm.graph.nodes:
+        computed = node.op in ("get_attr", "call_function")
+        if computed and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _kept_float(layer: Node, recipe: Recipe) -> str | None:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxquant.errors import CaptureError
 from fxquant.graph.nodes import (
     attribute,
     call,
-    calls,
     fake_mode,
+    free_target,
     get_attr,
     is_layer,
     note,
@@ -76,13 +75,8 @@ def _fake_quantise_weight(gm: GraphModule, layer: Node, spec: dict[str, Any]) ->
     weight = layer.args[1]
     assert isinstance(weight, Node)
     name = str(weight.target)
-    if any(n.args[0].target == name for n in calls(gm, fake_quantize_weight)):  # type: ignore[union-attr]
-        raise CaptureError(
-            f"{name} is the weight of two layers; it can be rounded for one of them only. Keep "
-            f"them float: keep_float=({name.rpartition('.')[0]!r}, ...)"
-        )
     scale = weight_scale(attribute(gm, name), QuantSpec.from_json(spec))
-    target = set_buffer(gm, f"{name}_scale", scale)
+    target = set_buffer(gm, free_target(gm, f"{name}_scale"), scale)
     with gm.graph.inserting_before(layer):
         args = (weight, get_attr(gm, target, like=layer), spec["bits"])
         new = call(gm, fake_quantize_weight, args, like=layer)

@@ -13,9 +13,12 @@ from fxquant.graph.nodes import (
     attribute,
     call,
     calls,
+    free_target,
     get_attr,
+    is_learned,
     replace,
     set_buffer,
+    set_parameter,
     shape,
 )
 from fxquant.graph.options import Options
@@ -46,6 +49,8 @@ def _is_concatenated_shortcut(conv: Node) -> bool:
     if not isinstance(source, Node) or source.target is not aten.cat.default:
         return False
     assert isinstance(weight, Node)
+    if weight.op != "get_attr":
+        return False
     dim, parts = argument(source, 1, "dim", 0), source.args[0]
     one_by_one = tuple(shape(weight)[2:]) == (1, 1) and argument(conv, 6, "groups", 1) == 1
     static = all(isinstance(shape(p)[1], int) for p in parts)  # type: ignore[union-attr, arg-type]
@@ -59,10 +64,11 @@ def _split(gm: GraphModule, conv: Node) -> None:
     parts: Any = source.args[0]
     name, rest = str(parameter.target), tuple(conv.args[3:])
     weight, start, total = attribute(gm, name), 0, None
+    bind = set_parameter if is_learned(gm, parameter) else set_buffer
     with gm.graph.inserting_before(conv):
         for k, part in enumerate(parts):
             stop = start + shape(part)[1]
-            target = set_buffer(gm, f"{name}_{k}", weight[:, start:stop].detach())
+            target = bind(gm, free_target(gm, f"{name}_{k}"), weight[:, start:stop].detach())
             bias = argument(conv, 2, "bias") if k == 0 else None
             args = (part, get_attr(gm, target, like=conv), bias, *rest)
             piece = call(gm, CONV2D, args, like=conv)
