@@ -17,12 +17,20 @@ from torch.fx import GraphModule
 from fxquant import logs
 from fxquant.calibration.calls import read_calls, timesteps_of
 from fxquant.calibration.trajectories import SelectedCalls
-from fxquant.errors import ArtifactError, BackendError, CaptureError, PassError, near
+from fxquant.errors import (
+    ArtifactError,
+    BackendError,
+    CaptureError,
+    PassError,
+    RecipeError,
+    near,
+)
 from fxquant.graph import runner
 from fxquant.graph.capture import capture
 from fxquant.graph.dumps import CAPTURE, OnPass, dumping
 from fxquant.graph.explain import fallbacks, refuse
-from fxquant.graph.nodes import attribute
+from fxquant.graph.finite import check_finite
+from fxquant.graph.nodes import attribute, module_path
 from fxquant.graph.options import Options
 from fxquant.graph.runner import Record
 from fxquant.graph.signature import Signature
@@ -33,6 +41,7 @@ from fxquant.kernels.dispatch import BACKENDS
 from fxquant.kernels.machine import Machine, detect
 from fxquant.passes import pipelines
 from fxquant.quant.observers import ObservedEdge
+from fxquant.quant.ranges import judge, tell
 from fxquant.quant.table import ActivationTable, contiguous_groups, settle
 from fxquant.recipe import Recipe
 from fxquant.reconstruction.checkpoint import UnitReport
@@ -103,6 +112,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     with _seeded(seed, device):
         quantised = fake_quantise(model, signature, calls, options, clock, on_pass)
     units: tuple[UnitReport, ...] = ()
+    notes = quantised.table.notes
     if recipe.reconstruction:
         with clock("reconstruct"):
             done = train(
@@ -128,7 +138,9 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         quantised.table,
         signature,
         recipe=recipe,
-        summary=summarise(bound, size_in_bytes(model), recipe.name, slow, clock.seconds, units),
+        summary=summarise(
+            bound, size_in_bytes(model), recipe.name, slow, clock.seconds, units, notes
+        ),
         config=getattr(model, "config", None),
         output=output_class(type(model)),
         origin=origin_of(lowered, bound, original, len(calls), timesteps_of(signature, calls)),
@@ -264,6 +276,7 @@ def fake_quantise(
         started = time.perf_counter()
         first = [tensor.to(device_of(model)) for tensor in calls[0]]
         graph = capture(model, (), signature.unflatten(first)).graph_module
+        check_finite(graph)
         seconds = time.perf_counter() - started
         if on_pass:
             on_pass(Record(CAPTURE, seconds, (0, len(graph.graph.nodes)), graph))
@@ -290,6 +303,11 @@ def observe(
     """
     timesteps = timesteps_of(signature, calls)
     distinct, rows = contiguous_groups(timesteps or [0.0], groups)
+    if groups > len(distinct):
+        raise RecipeError(
+            f"timestep_groups={groups}, but the calls have {len(set(timesteps))} distinct "
+            f"timesteps: calibrate on more of them, or set timestep_groups={len(distinct)}"
+        )
     lookup = ActivationTable(torch.zeros(groups, 0, 2), distinct, rows)
     device = device_of(graph)
     for call in logs.progress(calls, "calibrate", "call", show=progress):
@@ -297,13 +315,30 @@ def observe(
         t = call[index].cpu() if index is not None else torch.zeros(call[0].shape[0])
         with torch.no_grad():
             graph(*(tensor.to(device) for tensor in call), lookup.group(t).to(device))
-    return settle(observed_edges(graph), distinct, rows).to(device)
+    group = lookup.group(torch.tensor(timesteps)).tolist()
+    edges = observed_edges(graph)
+    notes = judge(dict(zip(edge_names(graph), edges, strict=True)), timesteps, group)
+    tell(notes)
+    table = settle(edges, distinct, rows).to(device)
+    table.notes = notes
+    return table
 
 
 def observed_edges(graph: GraphModule) -> list[ObservedEdge]:
     """The graph's observers in the order of their indices."""
     count = sum(1 for n in graph.graph.nodes if n.op == "call_module")
     return [attribute(graph, f"{OBSERVERS}.{k}") for k in range(count)]
+
+
+def edge_names(graph: GraphModule) -> list[str]:
+    """What users know the observed edges by, in the order of their indices."""
+    names: dict[int, str] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            index = int(str(node.target).rpartition(".")[2])
+            source = getattr(node.args[0], "name", "")
+            names[index] = f"the input %{source} of {module_path(node) or 'the model'}"
+    return [names[index] for index in sorted(names)]
 
 
 def check_backend(backend: str) -> str:

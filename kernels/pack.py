@@ -16,6 +16,7 @@ that stream is done: who asks next may be on another.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator
@@ -56,7 +57,6 @@ class _Entry(NamedTuple):
 
 _lock = threading.RLock()
 _entries = WeakIdKeyDictionary()
-_warned = False
 
 
 def packed(weight: Tensor, make: Callable[[], Packed], form: Hashable = "") -> Packed:
@@ -79,14 +79,13 @@ def packed(weight: Tensor, make: Callable[[], Packed], form: Hashable = "") -> P
         return entry.forms[form]
 
 
+@functools.cache
 def _warn_uncounted() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        log.warning(
-            "a weight was made in inference mode, which counts no changes: it is prepared anew in "
-            "every step. Load weights outside of torch.inference_mode() to avoid this."
-        )
+    """Once."""
+    log.warning(
+        "a weight was made in inference mode, which counts no changes: it is prepared anew in "
+        "every step. Load weights outside of torch.inference_mode() to avoid this."
+    )
 
 
 def _made(weight: Tensor, make: Callable[[], Packed]) -> Packed:

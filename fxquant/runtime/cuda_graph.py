@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _WARM_UP = 2  # runs before a capture: libraries open, weights are prepared, torch picks algorithms
 
+
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]

@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fxquant.calibration.calls import check_values
 from fxquant.errors import BackendError, CallError
 from fxquant.graph.limits import check_limits, input_limits
 from fxquant.graph.signature import Signature
@@ -58,6 +59,8 @@ class QuantizedModel(nn.Module):
         config: the original's config, if it had one.
         summary: what compile() did; print it.
         origin: what saving it needs to know.
+        check_inputs: refuse NaN, which integers would turn into plausible numbers, and infinity in
+            the sample and the timestep. Off unless set: on a GPU every step would wait for it.
 
     Args:
         owned: the tensors belong to this model alone and need not be copied.
@@ -84,6 +87,7 @@ class QuantizedModel(nn.Module):
         self.summary = summary
         self.config = config
         self.origin = origin
+        self.check_inputs = False
         self._output = output
         self._limits = input_limits(graph)
         if not owned:
@@ -105,13 +109,16 @@ class QuantizedModel(nn.Module):
         """The original's forward.
 
         Raises:
-            CallError: arguments, or sizes, other than those the model was captured with.
+            CallError: arguments, or sizes, other than those the model was captured with; or NaN,
+                with `check_inputs`.
         """
         parameters = self.signature.parameters
         return_dict = kwargs.get("return_dict", True)
         if "return_dict" in parameters and len(args) > parameters.index("return_dict"):
             return_dict = args[parameters.index("return_dict")]
         tensors = self.signature.flatten(args, kwargs)
+        if self.check_inputs:
+            check_values(self.signature, tensors)
         alike = self.signature.has_one_timestep(args, kwargs)
         for name, tensor, limits in zip(self.signature.names, tensors, self._limits, strict=False):
             check_limits(name, tensor, limits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from fxquant.graph.edges import Edge, edge_root, quantised_edges
 from fxquant.graph.nodes import fake_mode, refresh, write_note
@@ -57,7 +58,8 @@ def _insert(gm: GraphModule, root: Node, group: Node, edge: Edge, groups: int) -
     spec = edge.spec
     assert spec
     name = f"{OBSERVERS}.{spec['index']}"
-    gm.add_submodule(name, ObservedEdge(QuantSpec.from_json(spec), groups))
+    observer = ObservedEdge(QuantSpec.from_json(spec), groups, _has_samples(root, group))
+    gm.add_submodule(name, observer)
     after = root if root.op != "placeholder" else group
     with gm.graph.inserting_after(after):
         node = gm.graph.call_module(name, (root, group))
@@ -66,3 +68,9 @@ def _insert(gm: GraphModule, root: Node, group: Node, edge: Edge, groups: int) -
     write_note(node, quant=None, timestep_only=None)
     refresh(gm, node)
     return node
+
+
+def _has_samples(value: Node, group: Node) -> bool:
+    """Does the first dimension grow with the batch? Of a batch of fixed size nobody knows: yes."""
+    shape, (batch,) = value.meta["val"].shape, group.meta["val"].shape
+    return not free_symbols(batch) or bool(shape and free_symbols(shape[0]))

@@ -63,18 +63,19 @@ class Frozen(Program):
 def model(monkeypatch: pytest.MonkeyPatch) -> QuantizedModel:
     """One whose steps are captured."""
     for name, fake in {
-        "CUDAGraph": Graph, "Stream": Stream, "Event": Event, "current_stream": Stream,
-        "graph": capture, "stream": contextlib.nullcontext, "device": contextlib.nullcontext,
-    }.items():  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, (lambda f: lambda *a, **k: _call(f, a, k))(fake))
+        "CUDAGraph": Graph,
+        "Stream": Stream,
+        "Event": Event,
+        "graph": capture,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    for name in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
     model = c.fresh(c.shared_mite())
     program = Frozen(model.graph)
     model._served = type(model._served)(program, CapturedSteps(program))
     return model
-
-
-def _call(fake: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return fake() if fake is contextlib.nullcontext else fake(*args, **kwargs)
 
 
 def check(model: QuantizedModel) -> None:
