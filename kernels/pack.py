@@ -99,7 +99,7 @@ def _made(weight: Tensor, make: Callable[[], Packed]) -> Packed:
 @contextmanager
 def _unseen() -> Iterator[None]:
     """Outside of every mode and recording; what is made counts its changes."""
-    no_function_mode: Any = torch._C.DisableTorchFunction()  # type: ignore[no-untyped-call]
+    no_function_mode: Any = torch._C.DisableTorchFunction()
     with (
         torch.inference_mode(False),
         torch.no_grad(),

@@ -193,7 +193,7 @@ def _widths(spread: _Spread, samples: int) -> list[float]:
     """Of the range of each sample, zero included; 0 where nothing is finite."""
     low = spread.lows.clamp(max=0.0).view(samples, -1).amin(1)
     high = spread.highs.clamp(min=0.0).view(samples, -1).amax(1)
-    return (high - low).tolist()  # type: ignore[no-any-return]
+    return (high - low).tolist()
 
 
 def _parts(chosen: Tensor, count: int) -> Tensor:

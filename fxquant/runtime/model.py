@@ -22,7 +22,7 @@ from fxquant.graph.limits import check_limits, input_limits
 from fxquant.graph.signature import Signature
 from fxquant.quant.table import ActivationTable
 from fxquant.recipe import Recipe
-from fxquant.runtime.artifact import save
+from fxquant.runtime.artifact import fingerprint, save
 from fxquant.runtime.cuda_graph import CapturedSteps
 from fxquant.runtime.manifest import Origin
 from fxquant.runtime.program import Program
@@ -59,6 +59,7 @@ class QuantizedModel(nn.Module):
         config: the original's config, if it had one.
         summary: what compile() did; print it.
         origin: what saving it needs to know.
+        fingerprint: of the graph that saving writes.
         check_inputs: refuse NaN, which integers would turn into plausible numbers, and infinity in
             the sample and the timestep. Off unless set: on a GPU every step would wait for it.
 
@@ -87,6 +88,7 @@ class QuantizedModel(nn.Module):
         self.summary = summary
         self.config = config
         self.origin = origin
+        self.fingerprint = fingerprint(graph)
         self.check_inputs = False
         self._output = output
         self._limits = input_limits(graph)
@@ -188,7 +190,7 @@ class QuantizedModel(nn.Module):
 
         Raises:
             ArtifactError: the folder cannot be written, the disk is full (what was there stays), or
-                the graph has an operator that the saved form does not know.
+                the graph was edited, or has an operator that the saved form does not know.
         """
         save(self, folder)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from fxquant.graph.edges import Edge, edge_root, quantised_edges
 from fxquant.graph.nodes import fake_mode, refresh, write_note
 from fxquant.graph.options import Options
+from fxquant.graph.samples import has_samples
 from fxquant.graph.stages import OBSERVERS
 from fxquant.quant.observers import ObservedEdge
 from fxquant.quant.spec import QuantSpec
@@ -58,19 +58,12 @@ def _insert(gm: GraphModule, root: Node, group: Node, edge: Edge, groups: int) -
     spec = edge.spec
     assert spec
     name = f"{OBSERVERS}.{spec['index']}"
-    observer = ObservedEdge(QuantSpec.from_json(spec), groups, _has_samples(root, group))
+    observer = ObservedEdge(QuantSpec.from_json(spec), groups, has_samples(root))
     gm.add_submodule(name, observer)
-    after = root if root.op != "placeholder" else group
-    with gm.graph.inserting_after(after):
+    with gm.graph.inserting_after(max(root, group)):  # inputs and parameters may come before it
         node = gm.graph.call_module(name, (root, group))
     node.name = f"observe_{spec['index']}"
     node.meta = {"custom": edge.reader.meta["custom"]}
     write_note(node, quant=None, timestep_only=None)
     refresh(gm, node)
     return node
-
-
-def _has_samples(value: Node, group: Node) -> bool:
-    """Does the first dimension grow with the batch? Of a batch of fixed size nobody knows: yes."""
-    shape, (batch,) = value.meta["val"].shape, group.meta["val"].shape
-    return not free_symbols(batch) or bool(shape and free_symbols(shape[0]))
