@@ -19,13 +19,22 @@ from torch.fx import GraphModule
 from fxquant import logs
 from fxquant.calibration.calls import read_calls, timesteps_of
 from fxquant.calibration.trajectories import SelectedCalls
-from fxquant.errors import ArtifactError, BackendError, CallError, CaptureError, PassError, near
+from fxquant.errors import (
+    ArtifactError,
+    BackendError,
+    CallError,
+    CaptureError,
+    PassError,
+    RecipeError,
+    near,
+)
 from fxquant.graph import runner
 from fxquant.graph.capture import Captured, capture_calls, check_module, formed
 from fxquant.graph.dumps import CAPTURE, OnPass, dumping
 from fxquant.graph.explain import fallbacks, refuse
 from fxquant.graph.faithful import Comparison
-from fxquant.graph.nodes import attribute
+from fxquant.graph.finite import check_finite
+from fxquant.graph.nodes import attribute, module_path
 from fxquant.graph.options import Options
 from fxquant.graph.runner import Record
 from fxquant.graph.signature import Signature
@@ -36,6 +45,7 @@ from fxquant.kernels.dispatch import BACKENDS
 from fxquant.kernels.machine import Machine, detect
 from fxquant.passes import pipelines
 from fxquant.quant.observers import ObservedEdge
+from fxquant.quant.ranges import judge, tell
 from fxquant.quant.table import ActivationTable, contiguous_groups, settle
 from fxquant.recipe import Recipe
 from fxquant.reconstruction.checkpoint import UnitReport
@@ -110,6 +120,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     signature = quantised.signature
     calls = [signature.reformed(call) for call in calls]
     units: tuple[UnitReport, ...] = ()
+    notes = quantised.table.notes
     if recipe.reconstruction:
         with clock("reconstruct"):
             done = train(
@@ -136,7 +147,9 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         quantised.table,
         signature,
         recipe=recipe,
-        summary=summarise(bound, size_in_bytes(model), recipe.name, slow, clock.seconds, units),
+        summary=summarise(
+            bound, size_in_bytes(model), recipe.name, slow, clock.seconds, units, notes
+        ),
         config=getattr(model, "config", None),
         output=quantised.output or output_class(type(model)),
         origin=origin_of(lowered, bound, original, len(calls), timesteps_of(signature, calls)),
@@ -312,6 +325,7 @@ def _observed(
         captured = capture_calls(
             model, signature, [[t.to(device) for t in call] for call in calls], dynamic
         )
+        check_finite(captured.graph_module)
         seconds = time.perf_counter() - started
         graph = captured.graph_module
         if on_pass:
@@ -345,6 +359,11 @@ def observe(
     """
     timesteps = timesteps_of(signature, calls)
     distinct, rows = contiguous_groups(timesteps or [0.0], groups)
+    if groups > len(distinct):
+        raise RecipeError(
+            f"timestep_groups={groups}, but the calls have {len(set(timesteps))} distinct "
+            f"timesteps: calibrate on more of them, or set timestep_groups={len(distinct)}"
+        )
     lookup = ActivationTable(torch.zeros(groups, 0, 2), distinct, rows)
     device = device_of(graph)
     for call in logs.progress(calls, "calibrate", "call", show=progress):
@@ -357,13 +376,30 @@ def observe(
                 compare(call, functools.partial(graph, *inputs))
             else:
                 graph(*inputs)
-    return settle(observed_edges(graph), distinct, rows).to(device)
+    group = lookup.group(torch.tensor(timesteps)).tolist()
+    edges = observed_edges(graph)
+    notes = judge(dict(zip(edge_names(graph), edges, strict=True)), timesteps, group)
+    tell(notes)
+    table = settle(edges, distinct, rows).to(device)
+    table.notes = notes
+    return table
 
 
 def observed_edges(graph: GraphModule) -> list[ObservedEdge]:
     """The graph's observers in the order of their indices."""
     count = sum(1 for n in graph.graph.nodes if n.op == "call_module")
     return [attribute(graph, f"{OBSERVERS}.{k}") for k in range(count)]
+
+
+def edge_names(graph: GraphModule) -> list[str]:
+    """What users know the observed edges by, in the order of their indices."""
+    names: dict[int, str] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            index = int(str(node.target).rpartition(".")[2])
+            source = getattr(node.args[0], "name", "")
+            names[index] = f"the input %{source} of {module_path(node) or 'the model'}"
+    return [names[index] for index in sorted(names)]
 
 
 def check_backend(backend: str) -> str:

@@ -21,8 +21,8 @@ def call(function: Callable[..., object], *arguments: object) -> None:
 
 
 @contextmanager
-def written_down(calls: list[Call]) -> Iterator[None]:
-    """Within, what this thread calls by `call` is added to ``calls``."""
+def written_down(calls: list[Call] | None) -> Iterator[None]:
+    """Within, what this thread calls by `call` is added to ``calls``; of None to nothing."""
     token = _calls.set(calls)
     try:
         yield

@@ -33,7 +33,7 @@ def read_calls(loader: Iterable[Any], model: nn.Module) -> tuple[Signature, list
             args, kwargs = as_arguments(item)
             signature = signature or signature_of(model, args, kwargs)
             tensors = signature.flatten(args, kwargs)
-            _check_values(signature, tensors)
+            check_values(signature, tensors)
         except CallError as error:
             raise CallError(f"calibration call {number}: {error}") from error
         calls.append(tensors)
@@ -57,7 +57,7 @@ def as_arguments(item: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
 def timesteps_of(signature: Signature, calls: Iterable[Sequence[Tensor]]) -> list[float]:
     """Every sample's timestep, in order; empty for a model without one."""
     index = signature.timestep_index
-    return [] if index is None else [t for call in calls for t in call[index].tolist()]
+    return [] if index is None else [t for call in calls for t in call[index].reshape(-1).tolist()]
 
 
 def _items(loader: Iterable[Any]) -> Iterator[Any]:
@@ -83,15 +83,21 @@ def _items(loader: Iterable[Any]) -> Iterator[Any]:
         number += 1
 
 
-def _check_values(signature: Signature, tensors: Sequence[Tensor]) -> None:
+def check_values(signature: Signature, tensors: Sequence[Tensor]) -> None:
+    """Refuse NaN anywhere, and infinity where values are: additive masks may hold it.
+
+    Raises:
+        CallError: names the argument.
+    """
     if not tensors[0].numel():
         raise CallError(f"{signature.names[0]} is empty: {list(tensors[0].shape)}")
+    numbers = {signature.names[0]}
+    if signature.timestep_index is not None:
+        numbers.add(signature.names[signature.timestep_index])
     for name, tensor in zip(signature.names, tensors, strict=True):
-        if (
-            tensor.device.type != "meta"
-            and tensor.is_floating_point()
-            and not torch.isfinite(tensor).all()
-        ):
+        if tensor.device.type == "meta" or not tensor.is_floating_point():
+            continue
+        if torch.isnan(tensor).any() or (name in numbers and torch.isinf(tensor).any()):
             raise CallError(
-                f"{name} holds NaN or infinity; ranges taken from it would be meaningless"
+                f"{name} holds NaN or infinity; what is computed from it would be meaningless"
             )

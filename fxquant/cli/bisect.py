@@ -20,7 +20,7 @@ from fxquant.calibration.calls import read_calls
 from fxquant.cli.graphs import all_records, check_pass
 from fxquant.cli.inputs import add_call_arguments, calls_for
 from fxquant.cli.model import add_model_arguments, load_model
-from fxquant.cli.output import check_writable, show_json, show_table
+from fxquant.cli.output import check_writable, folder_named, show_json, show_table
 from fxquant.compiler import FakeQuantised, check_backend
 from fxquant.evaluate.bisect import (
     AfterPass,
@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="auto", help="kernel family, default %(default)s")
     parser.add_argument("--until", metavar="PASS", help="the last pass to look at, default all")
     parser.add_argument(
-        "--plots", type=Path, metavar="DIR",
+        "--plots", type=folder_named, metavar="DIR",
         help="write errors.png and ranges.png, by unit and timestep (needs matplotlib)",
     )  # fmt: skip
     parser.add_argument("--max-error", type=float, metavar="E", help="exit with 1 above this")

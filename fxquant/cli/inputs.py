@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from fxquant.calibration import load_calls, record, sample_ddim
 from fxquant.calibration.example import example_call
 from fxquant.cli.model import load_scheduler
+from fxquant.cli.output import folder_named
 from fxquant.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def add_call_arguments(parser: argparse.ArgumentParser, calls: int = 20, batch: 
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise, default %(default)s")
     parser.add_argument(
-        "--calib", type=Path, metavar="DIR",
+        "--calib", type=folder_named, metavar="DIR",
         help="use the calls in this folder instead (fxquant.calibration.save_calls writes it)",
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,13 @@ def show_table(
 def mib(size: float) -> str:
     """Bytes as MiB."""
     return f"{size / 2**20:.2f} MiB"
+
+
+def folder_named(text: str) -> Path:
+    """The path, for argparse; an empty one would be the working folder, which nobody means."""
+    if not text.strip():
+        raise ArgumentTypeError("it is empty: name a folder (`.` is this one)")
+    return Path(text)
 
 
 def check_writable(folder: Path) -> Path:

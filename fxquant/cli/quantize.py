@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import fxquant
 from fxquant.cli.inputs import add_call_arguments, calls_for
 from fxquant.cli.model import add_model_arguments, load_model
-from fxquant.cli.output import check_writable, show_json
+from fxquant.cli.output import check_writable, folder_named, show_json
 from fxquant.compiler import check_backend, check_device
 from fxquant.presets import TASKS
 from fxquant.recipe import ATTENTION, Recipe
@@ -24,7 +23,9 @@ EXAMPLE = "fxquant quantize digits --out digits-w8a8 --recipe w8a8-fast"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the artefact")
+    parser.add_argument(
+        "--out", type=folder_named, required=True, metavar="DIR", help="of the artefact"
+    )
     add_call_arguments(parser)
     _add_training_arguments(parser)
     parser.add_argument(
@@ -50,8 +51,9 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-budget", type=float, metavar="GB", help="cached activations held in memory"
     )
     group.add_argument(
-        "--resume", type=Path, metavar="DIR", help="keeps finished units, and goes on from there"
-    )
+        "--resume", type=folder_named, metavar="DIR",
+        help="keeps finished units, and goes on from there",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:

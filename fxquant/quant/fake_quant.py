@@ -17,16 +17,24 @@ def round_straight_through(x: Tensor) -> Tensor:
 
 
 def along_samples(values: Tensor, x: Tensor) -> Tensor:
-    """One value per sample, [B], as one per leading index of x, [B] or [B * k]."""
-    parts = x.shape[0] // values.shape[0]
-    return values if parts == 1 else values.repeat_interleave(parts)
+    """One value per sample, [B], shaped to broadcast over x.
+
+    Of x [B * k, ...] k parts belong to each sample, side by side. Any other x carries no sample,
+    and all read the same: it takes the first sample's value.
+    """
+    parts, rest = divmod(x.shape[0], values.shape[0]) if x.ndim else (0, 1)
+    if rest:
+        return values[0]
+    values = values if parts == 1 else values.repeat_interleave(parts)
+    return values.view(-1, *[1] * (x.ndim - 1))
 
 
 def fake_quantize(x: Tensor, row: Tensor, index: int, bits: int) -> Tensor:
     """An activation as its integers would represent it.
 
     Args:
-        x: [B, ...] float, or [B * k, ...] where a model folds k parts of each sample together.
+        x: [B, ...] float, or [B * k, ...] where a model folds k parts of each sample together, or
+            of another shape where it carries no sample; see `along_samples`.
         row: [n, 2] scales and zero points, or [B, n, 2] with a row per sample.
         index: quantiser, 0 to n-1.
 
@@ -36,7 +44,7 @@ def fake_quantize(x: Tensor, row: Tensor, index: int, bits: int) -> Tensor:
     low, high = integer_range(bits)
     scale, zero = row[..., index, 0], row[..., index, 1]
     if row.ndim == 3:
-        scale, zero = (along_samples(v, x).view(-1, *[1] * (x.ndim - 1)) for v in (scale, zero))
+        scale, zero = along_samples(scale, x), along_samples(zero, x)
     q = (round_straight_through(x.float() / scale) + zero).clamp(low, high)
     return ((q - zero) * scale).to(x.dtype)
 

@@ -28,11 +28,15 @@ class ActivationTable(nn.Module):
         values: [G, n, 2] float32; [..., 0] scales, [..., 1] integer zero points.
         timesteps: [K] the calibrated timesteps, ascending. Ignored when G = 1.
         groups: [K] int64, row of each calibrated timestep.
+
+    Attributes:
+        notes: what to know about its ranges, from calibration; empty after loading.
     """
 
     values: Tensor
     timesteps: Tensor
     groups: Tensor
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self, values: Tensor, timesteps: Tensor | None = None, groups: Tensor | None = None

@@ -21,13 +21,20 @@ class Stored:
 
     A value whose leading dimension is k times the batch (a model that folds parts of each sample
     together) has k leading entries a row.
+
+    Args:
+        is_shared: all samples of a batch have the value together, so each has all of it: it is
+            [b, ...] when it is written, and read as the first sample has it.
     """
 
-    def __init__(self, rows: int, like: Tensor, batch: int, file: Path | None):
+    def __init__(
+        self, rows: int, like: Tensor, batch: int, file: Path | None, is_shared: bool = False
+    ):
         self._parts, rest = divmod(like.shape[0], batch)
         assert not rest, f"{tuple(like.shape)} has no whole number of entries a sample"
         self.shape = (self._parts, *like.shape[1:])
         self.dtype = like.dtype
+        self._is_shared = is_shared
         self.in_memory = file is None
         self._row_bytes = row_bytes(like, batch)
         self._tensor: Tensor | None = None
@@ -56,6 +63,9 @@ class Stored:
         Contiguous on purpose: torch 2.13's group-norm backward crashes on channels-last maps of
         some 4x4 residual blocks.
         """
+        return self._rows(index[:1])[0] if self._is_shared else self._rows(index)
+
+    def _rows(self, index: Tensor) -> Tensor:
         if self._tensor is not None:
             return self._tensor[index].flatten(0, 1)
         raw = torch.empty(len(index), self._row_bytes, dtype=torch.uint8)
@@ -91,12 +101,12 @@ class Cache:
         self._held: dict[Stored, int] = {}  # bytes in memory
         self._folder = tempfile.TemporaryDirectory(prefix="fxquant-", dir=folder)
 
-    def new(self, rows: int, like: Tensor, batch: int) -> Stored:
-        """Room for `rows` samples of a value of which `like` is a batch."""
+    def new(self, rows: int, like: Tensor, batch: int, is_shared: bool = False) -> Stored:
+        """Room for `rows` samples of a value of which `like` is a batch; see `Stored`."""
         size = rows * row_bytes(like, batch)
         fits = self.used + size <= self._most
         file = None if fits else Path(self._folder.name) / f"{self.spilled}"
-        stored = Stored(rows, like, batch, file)
+        stored = Stored(rows, like, batch, file, is_shared)
         self._held[stored] = size if fits else 0
         if fits:
             self.used += size

@@ -16,7 +16,7 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
     difference = a - b
     if difference.dtype in (torch.float16, torch.bfloat16):
         difference = a.float() - b.float()
-    return difference.square().sum(1).mean()
+    return difference.square().sum(1 if difference.ndim > 1 else ()).mean()  # of no channels: all
 
 
 def block_loss(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

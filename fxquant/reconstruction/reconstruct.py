@@ -23,6 +23,7 @@ from torch.fx import GraphModule, Node
 from fxquant.graph.interpret import Watched
 from fxquant.graph.nodes import attribute, note, set_buffer
 from fxquant.graph.runner import clone
+from fxquant.graph.samples import has_samples
 from fxquant.graph.specialise import device_of, specialise
 from fxquant.logs import progress
 from fxquant.quant.adaround import Rounding
@@ -38,7 +39,7 @@ from fxquant.reconstruction.optimise import (
     optimise,
 )
 from fxquant.reconstruction.settings import Reconstruction
-from fxquant.reconstruction.stream import Samples, Stream
+from fxquant.reconstruction.stream import Samples, Stream, for_each
 from fxquant.reconstruction.subgraph import Unit, extract, units
 
 log = logging.getLogger(__name__)
@@ -235,9 +236,16 @@ class _Targets:
         inner = sum(row_bytes(t, len(batch)) for t in probe[self._outputs :]) * len(run.samples)
         self._whole = run.settings.loss != "fbr" or inner <= _INNER_SHARE * run.cache.budget
         kept = len(probe) if run.settings.loss == "fbr" and self._whole else self._outputs
-        self._stored = [run.cache.new(len(run.samples), t, len(batch)) for t in probe[:kept]]
+        self._shared = [not has_samples(n) for n in (*unit.outputs, *unit.inner)]
+        self._stored = [
+            run.cache.new(len(run.samples), value, len(batch), is_shared)
+            for value, is_shared in zip(
+                self._by_sample(probe[:kept], batch), self._shared, strict=False
+            )
+        ]
         for index in torch.arange(len(run.samples)).split(run.settings.batch):
-            for stored, value in zip(self._stored, self._compute(index), strict=False):
+            values = self._by_sample(self._compute(index)[:kept], index)
+            for stored, value in zip(self._stored, values, strict=True):
                 stored.write(int(index[0]), value)
 
     def __call__(self, index: Tensor, outputs_only: bool = False) -> list[Tensor]:
@@ -246,6 +254,12 @@ class _Targets:
         if self._whole or outputs_only:
             return found
         return [*found, *self._compute(index)[self._outputs :]]
+
+    def _by_sample(self, values: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+        return [
+            for_each(value, len(index)) if is_shared else value
+            for value, is_shared in zip(values, self._shared, strict=False)
+        ]
 
     def drop(self) -> None:
         """Give the memory back."""

@@ -1,7 +1,8 @@
 """A model's values for all calibration samples, computed from unit to unit.
 
 Every node is computed once: a stream keeps the values that nodes ahead of it still read, and drops
-the others.
+the others. Of a value that a batch has together, as a mean over it, each sample keeps a copy; a
+later batch, of other samples, reads that of its first one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxquant.graph.nodes import is_symbolic
+from fxquant.graph.samples import has_samples
 from fxquant.graph.segment import before, inputs_of, segment
 from fxquant.reconstruction.cache import Cache, Stored
 
@@ -43,6 +45,8 @@ class Stream:
         self._gm, self._samples, self._cache, self._batch = gm, samples, cache, batch
         self._inputs = {n.name: k for k, n in enumerate(inputs_of(gm)[: len(samples.tensors)])}
         self._varying = _varying(gm)
+        computed = self._varying - set(inputs_of(gm))
+        self._shared = {n.name for n in computed if not has_samples(n)}
         self._done: set[Node] = set(inputs_of(gm))
         self._known: dict[str, Stored] = {}
 
@@ -81,14 +85,23 @@ class Stream:
             row = table[self._samples.rows[index].to(table.device)]
             with torch.no_grad():
                 results = part(*inputs, row, *given)
-            for name, value in zip(names, results, strict=True):
+            for name, result in zip(names, results, strict=True):
+                is_shared = name in self._shared
+                value = for_each(result, len(index)) if is_shared else result
                 if name not in self._known:
-                    self._known[name] = self._cache.new(len(self._samples), value, len(index))
+                    self._known[name] = self._cache.new(
+                        len(self._samples), value, len(index), is_shared
+                    )
                 self._known[name].write(start, value)
 
     def _batches(self) -> Iterator[tuple[int, Tensor]]:
         for index in torch.arange(len(self._samples)).split(self._batch):
             yield int(index[0]), index
+
+
+def for_each(value: Tensor, samples: int) -> Tensor:
+    """What a batch has together, for each of its samples: [b, ...]."""
+    return value.unsqueeze(0).expand(samples, *value.shape)
 
 
 def _varying(gm: GraphModule) -> set[Node]:

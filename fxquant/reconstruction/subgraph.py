@@ -91,8 +91,9 @@ def extract(
         if node.target is fake_quantize:
             source, _, index, bits = node.args
             assert isinstance(source, Node)
-            args = (copies[source], row, index, bits, *options)
-            copies[node] = graph.call_function(quantiser, args) if quantiser else copies[source]
+            value = _argument(graph, copies, source)
+            args = (value, row, index, bits, *options)
+            copies[node] = graph.call_function(quantiser, args) if quantiser else value
         else:
             copies[node] = graph.node_copy(node, lambda n: _argument(graph, copies, n))
     graph.output(tuple(copies[n] for n in (*unit.outputs, *unit.inner)))

@@ -24,7 +24,6 @@ from fxquant.reconstruction.checkpoint import Checkpoints, fingerprint, surround
 from fxquant.reconstruction.reconstruct import (
     Reconstructed,
     bypassed,
-    default_budget,
     reconstruct,
 )
 from fxquant.reconstruction.stream import Samples
@@ -101,7 +100,7 @@ def train(
         run = {
             "recipe": recipe.to_json(),
             "seed": seed,
-            "memory_budget": training.memory_budget or default_budget(),
+            "memory_budget": training.memory_budget,
             "time_budget": training.time_budget,
             **surroundings(),
             "device": device_of(graph).type,

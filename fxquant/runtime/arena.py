@@ -31,7 +31,7 @@ class Arena:
         """A tensor with the shape, strides and dtype of ``tensor``, on the CPU."""
         if tensor.numel() == 0:
             return torch.empty_like(tensor)
-        nbytes = -(-_extent(tensor) * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+        nbytes = _aligned(_extent(tensor) * tensor.element_size())
         address = self._take(nbytes)
         # The storage holds the block, however many views of it there are.
         block = (ctypes.c_byte * nbytes).from_address(address)
@@ -41,10 +41,23 @@ class Arena:
     def borrowed(self, tensor: Tensor) -> Tensor:
         """``tensor``, but if it lies here a tensor that does not keep its memory from being used
         again: for who knows when it is."""
+        if tensor.layout == torch.strided and tensor.numel() == 0:
+            return torch.empty_like(tensor)  # nothing says where it lies
         if tensor.layout != torch.strided or not self._holds(tensor.data_ptr()):
             return tensor
         nbytes = _extent(tensor) * tensor.element_size()
         return _tensor((ctypes.c_byte * nbytes).from_address(tensor.data_ptr()), tensor)
+
+    @property
+    def taken(self) -> int:
+        """Bytes in blocks that some tensor still holds."""
+        return self.size - sum(size for _, size in self._free)
+
+    def taken_by(self, tensor: Tensor) -> int:
+        """Those that this tensor holds."""
+        if tensor.layout != torch.strided or not self._holds(tensor.data_ptr()):
+            return 0
+        return _aligned(tensor.untyped_storage().nbytes())
 
     def _holds(self, address: int) -> bool:
         return any(0 <= address - chunk.data_ptr() < chunk.numel() for chunk in self._chunks)
@@ -74,6 +87,10 @@ class Arena:
             i -= 1
             address = self._free.pop(i)[0]
         self._free.insert(i, (address, end - address))
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _extent(tensor: Tensor) -> int:

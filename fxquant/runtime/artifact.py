@@ -10,6 +10,7 @@ no paths, no machine. Nothing in the files is executed or unpickled.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -77,16 +78,32 @@ def origin_of(
     return Origin(document, problem, manifests.class_path(kind), calls, distinct)
 
 
+def fingerprint(graph: GraphModule) -> str:
+    """Another one when a node is another; tensors may change, and are saved as they are."""
+    digest = hashlib.blake2b(digest_size=16)
+    for node in graph.graph.nodes:
+        digest.update(f"{node.name} {node.op} {node.target} {node.args} {node.kwargs}\n".encode())
+    return digest.hexdigest()
+
+
 def save(model: QuantizedModel, folder: str | Path) -> None:
     """Write a model into a folder, replacing one that is there at a single stroke.
 
     Raises:
-        ArtifactError: the graph has no saved form, the disk is full, the folder is read-only ...
+        ArtifactError: the graph has no saved form or was edited, the disk is full, the folder is
+            read-only ...
     """
     origin = model.origin
     if origin is None or origin.document is None:
         reason = origin.problem if origin else "it was not made by fxquant.compile or fxquant.load"
         raise ArtifactError(f"this model cannot be saved: {reason}")
+    if fingerprint(model.graph) != model.fingerprint:
+        raise ArtifactError(
+            "this model cannot be saved: model.graph is another graph than compile or load made, "
+            "and what is saved is that one. Save first and edit what fxquant.load returns"
+        )
+    if not str(folder).strip():
+        raise ArtifactError("the folder's name is empty: name one ('.' is the working folder)")
     document = to_bytes(origin.document)
     # What cannot be read is not written either.
     blueprint = Blueprint(parse(document, "graph.json"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ _CLASS = re.compile(
     r"(diffusers\.models(?:\.[a-z_][a-z0-9_]{0,60}){0,6})\.([A-Z][A-Za-z0-9_]{0,99})"
 )
 _MOST_INPUTS = 1024
+log = logging.getLogger(__name__)
+
 _UNSAVED = ("_name_or_path", "_use_default_values")  # config entries about a machine, or unordered
 
 
@@ -141,18 +144,32 @@ def _constants(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_config(config: Any) -> dict[str, Any] | None:
-    """The entries of a config that JSON has; the others are nothing a pipeline asks for."""
+    """The entries of a config that JSON has; a warning names the others."""
     if config is None:
         return None
     entries = config if isinstance(config, Mapping) else vars(config)
-    kept = {}
+    kept, lost = dict[str, Any](), list[str]()
     for key, value in entries.items():
-        if isinstance(key, str) and _WORD.fullmatch(key) and key not in _UNSAVED:
-            try:
-                kept[key] = Field(json.loads(json.dumps(value)), MANIFEST, key).plain()
-            except (TypeError, ValueError, RecursionError, ArtifactError):
-                continue
+        if key in _UNSAVED:
+            continue
+        try:
+            kept[_setting(key)] = Field(json.loads(json.dumps(value)), MANIFEST, key).plain()
+        except (TypeError, ValueError, RecursionError, ArtifactError):
+            lost.append(f"{key!r} ({type(value).__name__})")
+    if lost:
+        log.warning(
+            "the config's %s cannot be saved, as JSON has no such thing: the loaded model's config "
+            "lacks it",
+            ", ".join(lost),
+        )
     return kept
+
+
+def _setting(key: object) -> str:
+    """Raises TypeError for what is not the name of a setting."""
+    if not isinstance(key, str) or not _WORD.fullmatch(key):
+        raise TypeError(f"{key!r} is no name")
+    return key
 
 
 def verified(whole: Field) -> dict[str, Field]:

@@ -16,11 +16,12 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fxquant.calibration.calls import check_values
 from fxquant.errors import BackendError, CallError
 from fxquant.graph.signature import Signature
 from fxquant.quant.table import ActivationTable
 from fxquant.recipe import Recipe
-from fxquant.runtime.artifact import save
+from fxquant.runtime.artifact import fingerprint, save
 from fxquant.runtime.cuda_graph import CapturedSteps
 from fxquant.runtime.manifest import Origin
 from fxquant.runtime.program import Program
@@ -57,6 +58,9 @@ class QuantizedModel(nn.Module):
         config: the original's config, if it had one.
         summary: what compile() did; print it.
         origin: what saving it needs to know.
+        fingerprint: of the graph that saving writes.
+        check_inputs: refuse NaN, which integers would turn into plausible numbers, and infinity in
+            the sample and the timestep. Off unless set: on a GPU every step would wait for it.
 
     Args:
         owned: the tensors belong to this model alone and need not be copied.
@@ -83,6 +87,8 @@ class QuantizedModel(nn.Module):
         self.summary = summary
         self.config = config
         self.origin = origin
+        self.fingerprint = fingerprint(graph)
+        self.check_inputs = False
         self._output = output
         if not owned:
             _own_tensors(self)
@@ -103,9 +109,12 @@ class QuantizedModel(nn.Module):
         """The original's forward.
 
         Raises:
-            CallError: arguments, or sizes, other than those the model was captured with.
+            CallError: arguments, or sizes, other than those the model was captured with; or NaN,
+                with `check_inputs`.
         """
         tensors = self.signature.flatten(args, kwargs)
+        if self.check_inputs:
+            check_values(self.signature, tensors)
         alike = self.signature.has_one_timestep(args, kwargs)
         for name, tensor in zip(self.signature.names, tensors, strict=True):
             if tensor.device != self.device:
@@ -191,7 +200,7 @@ class QuantizedModel(nn.Module):
 
         Raises:
             ArtifactError: the folder cannot be written, the disk is full (what was there stays), or
-                the graph has an operator that the saved form does not know.
+                the graph was edited, or has an operator that the saved form does not know.
         """
         save(self, folder)
 

@@ -9,8 +9,9 @@ on a CPU, and most of it for a small model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ _METHODS = {
 }
 _ORDER = {"placeholder": 0, "get_attr": 1}  # as arguments; the rest follows
 _Owned = tuple[MutableMapping[str, Any], str]
+_Child = tuple[Mapping[str, nn.Module | None], str, nn.Module]
+_version = attrgetter("_version")
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,55 @@ class Reading:
     source: Callable[..., Any]
     function: Callable[..., Tensor]
     owned: tuple[_Owned, ...]
+    modules: tuple[_Child, ...]
     is_repeatable: bool
+
+    def is_of(self, graph: GraphModule) -> bool:
+        """Was the graph read as it is now: its nodes, and where its tensors are kept?"""
+        return (
+            self.source is _source(graph)
+            and all(children.get(name) is module for children, name, module in self.modules)
+            and all(name in owner for owner, name in self.owned)
+        )
 
     def tensors(self) -> list[Tensor]:
         """The graph's own, of now: weights, scales, constants."""
         return [owner[name] for owner, name in self.owned]
 
 
+@dataclass(frozen=True)
+class State:
+    """A program's graph and tensors at one time, and how to tell that they are others.
+
+    Whoever repeats a step without looking at the graph's tensors asks before each time. A write
+    through `.data` counts as no change: `torch.autograd.graph.increment_version` tells.
+    """
+
+    reading: Reading
+    tensors: list[Tensor]
+    versions: list[int]
+    addresses: list[int]
+    memory: list[object]
+    """The tensors', held so that no others can be at these addresses."""
+
+    def is_of(self, program: Program) -> bool:
+        """Is the program as it was, with the same tensors, unchanged?"""
+        if program.reading() is not self.reading:
+            return False
+        tensors = self.reading.tensors()
+        return (
+            all(map(is_, tensors, self.tensors))
+            and self.versions == [*map(_version, tensors)]
+            and self.addresses == [*map(Tensor.data_ptr, tensors)]
+        )
+
+
 class Program:
     """Computes what ``graph`` does when called with the same tensors, without autograd.
 
-    The graph's nodes are read once, and again when it was recompiled; its tensors in every call. So
-    whoever changes a node, or puts another tensor in the place of one, is served with it. A call
+    The graph's nodes are read once, and again when it was recompiled or one of its modules is
+    another; its tensors in every call. So whoever changes a node, or puts another tensor or module
+    in the place of one, is served with it. A call
     in another thread while the graph is recompiled is served with the graph before or after, not
     with parts of both; nodes are changed by one thread at a time.
     """
@@ -76,9 +116,20 @@ class Program:
     def reading(self) -> Reading:
         """The present graph's; take it once for each call."""
         reading = self._reading
-        if _source(self.graph) is not reading.source:
+        if not reading.is_of(self.graph):
             reading = self._reading = _read(self.graph)
         return reading
+
+    def state(self) -> State | None:
+        """What the next call would be made from; None if its tensors count no changes, as those
+        made in inference mode."""
+        reading = self.reading()
+        tensors = reading.tensors()
+        if any(tensor.is_inference() for tensor in tensors):
+            return None
+        versions, addresses = map(_version, tensors), map(Tensor.data_ptr, tensors)
+        memory = (tensor.untyped_storage() for tensor in tensors)
+        return State(reading, tensors, [*versions], [*addresses], [*memory])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return type(self)(copy.deepcopy(self.graph, memo))
@@ -111,6 +162,7 @@ def _read(module: GraphModule) -> Reading:
         source,
         GraphModule(nn.Module(), lifted).forward,
         tuple(_owned(module, name) for name in names),
+        tuple(_children(module, names)),
         all(_kernel(n).is_repeatable for n in graph.nodes if is_op(n)),
     )
 
@@ -149,3 +201,13 @@ def _owned(graph: GraphModule, name: str) -> _Owned:
         if key in owner:
             return owner, key
     return vars(module), key
+
+
+def _children(graph: GraphModule, names: Iterable[str]) -> Iterator[_Child]:
+    """The modules on the way to these tensors, and where their parents keep them."""
+    paths = {name.rpartition(".")[0] for name in names}
+    while paths - {""}:
+        for parent, _, child in (path.rpartition(".") for path in sorted(paths - {""})):
+            module = graph.get_submodule(parent)
+            yield module._modules, child, module.get_submodule(child)
+        paths = {path.rpartition(".")[0] for path in paths}

@@ -17,7 +17,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fxquant.graph.nodes import aten
 from fxquant.kernels.calls import Call, written_down
 from fxquant.runtime.arena import Arena
-from fxquant.runtime.program import Program, Reading, is_watched
+from fxquant.runtime.program import Program, State, is_watched
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,8 @@ _EMPTY = {
 _INTO = {aten.cat.default: aten.cat.out, aten.add.Tensor: aten.add.out}
 """Operators worth writing in place; the results of others are copied there."""
 
-_versions = attrgetter("_version")
+_abandoned: list[Arena] = []
+"""Arenas with memory that something outside of the recording holds."""
 
 
 class NotRepeatableError(Exception):
@@ -53,17 +53,8 @@ class _Recording:
     calls: list[Call]
     inputs: list[Tensor]
     output: Tensor
-    reading: Reading
-    tensors: list[Tensor]
-    versions: list[int]
+    state: State
     arena: Arena
-
-    def is_current(self, program: Program) -> bool:
-        """Is the program the recorded one, with the same tensors, unchanged?"""
-        if program.reading() is not self.reading:
-            return False
-        tensors = self.reading.tensors()
-        return all(map(is_, tensors, self.tensors)) and self.versions == [*map(_versions, tensors)]
 
     def replay(self, tensors: Sequence[Tensor]) -> Tensor:
         for kept, given in zip(self.inputs, tensors, strict=True):
@@ -113,14 +104,17 @@ class ReplayedSteps:
         if key not in self._recordings:  # the first step prepares weights
             self._keep(key, None)
             return self._program(*tensors)
+        try:
+            return self._repeated(key, tensors)
+        except NotRepeatableError as error:
+            log.info("steps are not replayed: %s", error)
+            self._is_repeatable = False
+            return self._program(*tensors)
+
+    def _repeated(self, key: tuple[object, ...], tensors: Sequence[Tensor]) -> Tensor:
         recording = self._recordings[key]
-        if recording is None or not recording.is_current(self._program):
-            try:
-                recording = self._recorded(tensors)
-            except NotRepeatableError as error:
-                log.info("steps are not replayed: %s", error)
-                self._is_repeatable = False
-                return self._program(*tensors)
+        if recording is None or not recording.state.is_of(self._program):
+            recording = self._recorded(tensors)
             self._keep(key, recording)
             return recording.output.clone()
         self._recordings.move_to_end(key)
@@ -133,23 +127,24 @@ class ReplayedSteps:
 
     def _recorded(self, tensors: Sequence[Tensor]) -> _Recording:
         """Run a step and write it down."""
-        reading = self._program.reading()
-        owned = reading.tensors()
-        if not reading.is_repeatable:
-            raise NotRepeatableError("some kernel does not say that its calls can be repeated")
-        if any(t.is_inference() for t in owned):
+        state = self._program.state()
+        if state is None:
             raise NotRepeatableError("tensors made in inference mode count no changes")
+        if not state.reading.is_repeatable:
+            raise NotRepeatableError("some kernel does not say that its calls can be repeated")
         calls: list[Call] = []
         arena = Arena()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             inputs = [torch.empty_like(t).copy_(t) for t in tensors]
-            versions = [*map(_versions, owned)]
             stack.enter_context(written_down(calls))
             stack.enter_context(_Recorder(calls, arena))
-            output = reading.function(*inputs, *owned)
-        return _Recording(calls, inputs, output, reading, owned, versions, arena)
+            output = state.reading.function(*inputs, *state.tensors)
+        if arena.taken != arena.taken_by(output):
+            _abandoned.append(arena)  # it must not be freed under whoever holds it
+            raise NotRepeatableError("something keeps what was made in a step for the next one")
+        return _Recording(calls, inputs, output, state, arena)
 
 
 class _Recorder(TorchDispatchMode):
@@ -203,6 +198,8 @@ def _is_one_dtype(args: Any, kept: Any) -> bool:
 
 def _copy(result: Any, kept: Any) -> None:
     for new, old in zip(tree_leaves(result), tree_leaves(kept), strict=True):
+        if new.shape != old.shape:
+            raise NotRepeatableError(f"values decide a shape: {[*old.shape]}, then {[*new.shape]}")
         old.copy_(new)
 
 

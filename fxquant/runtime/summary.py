@@ -33,6 +33,7 @@ class Summary:
         bytes_before, bytes_after: parameters and buffers of the original and the compiled model.
         seconds: wall time by phase.
         units: what the reconstruction did to each unit; empty without one, and after loading.
+        ranges: what calibration warned of; empty after loading.
     """
 
     recipe: str
@@ -44,6 +45,7 @@ class Summary:
     bytes_after: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     units: tuple[UnitReport, ...] = ()
+    ranges: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         plain = {k: (list(v) if isinstance(v, tuple) else v) for k, v in self.__dict__.items()}
@@ -61,6 +63,7 @@ class Summary:
             lines.append(f"  float, {reason}: {', '.join(layers)}")
         lines += [f"  {count:4d} x {kernel}" for kernel, count in self.kernels.items()]
         lines += [f"  fallback: {text}" for text in self.fallbacks]
+        lines += [f"  ranges: {text}" for text in self.ranges]
         if self.units:
             lines.append(f"  {reconstruction_text(self.units)}")
         if self.seconds:
@@ -75,6 +78,7 @@ def summarise(
     reasons: Mapping[str, str],
     seconds: Mapping[str, float],
     units: Sequence[UnitReport] = (),
+    ranges: Sequence[str] = (),
 ) -> Summary:
     """The summary of a bound graph; `reasons` are the fallbacks by node name."""
     precision: Counter[str] = Counter()
@@ -99,6 +103,7 @@ def summarise(
         bytes_after=size_in_bytes(lowered),
         seconds=dict(seconds),
         units=tuple(units),
+        ranges=tuple(ranges),
     )
 
 

@@ -8,6 +8,7 @@ from torch.fx import GraphModule, Node
 from fxquant.graph.edges import Edge, edge_root, quantised_edges
 from fxquant.graph.nodes import fake_mode, refresh, write_note
 from fxquant.graph.options import Options
+from fxquant.graph.samples import has_samples
 from fxquant.graph.stages import OBSERVERS
 from fxquant.quant.observers import ObservedEdge
 from fxquant.quant.spec import QuantSpec
@@ -57,9 +58,9 @@ def _insert(gm: GraphModule, root: Node, group: Node, edge: Edge, groups: int) -
     spec = edge.spec
     assert spec
     name = f"{OBSERVERS}.{spec['index']}"
-    gm.add_submodule(name, ObservedEdge(QuantSpec.from_json(spec), groups))
-    after = root if root.op != "placeholder" else group
-    with gm.graph.inserting_after(after):
+    observer = ObservedEdge(QuantSpec.from_json(spec), groups, has_samples(root))
+    gm.add_submodule(name, observer)
+    with gm.graph.inserting_after(max(root, group)):  # inputs and parameters may come before it
         node = gm.graph.call_module(name, (root, group))
     node.name = f"observe_{spec['index']}"
     node.meta = {"custom": edge.reader.meta["custom"]}

@@ -15,7 +15,7 @@ from fxquant.quant.uniform import affine_parameters, dequantize, integer_range, 
 def observe(name: str, *batches: Tensor, bits: int = 8) -> tuple[float, float]:
     observer = OBSERVERS[name](QuantSpec(bits, observer=name))
     for batch in batches:
-        observer.update(batch)
+        observer.update(batch, (float(batch.min()), float(batch.max())))
     return observer.range()
 
 

@@ -152,7 +152,7 @@ def edge(groups: int, *seen: tuple[int, float, float]) -> ObservedEdge:
     """An edge that saw [low, high] in some groups."""
     found = ObservedEdge(QuantSpec(), groups)
     for row, low, high in seen:
-        found.rows[row].update(torch.tensor([low, high]))
+        found.rows[row].update(torch.tensor([low, high]), (low, high))
         found.seen[row] += 1
     return found
 
