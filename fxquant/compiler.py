@@ -37,7 +37,7 @@ from fxquant.quant.table import ActivationTable, contiguous_groups, settle
 from fxquant.recipe import Recipe
 from fxquant.reconstruction.checkpoint import UnitReport
 from fxquant.reconstruction.training import Training, train
-from fxquant.runtime.artifact import origin_of, read
+from fxquant.runtime.artifact import origin_of, read, seal
 from fxquant.runtime.model import QuantizedModel, class_for, output_class, output_for
 from fxquant.runtime.pack import pack_weights
 from fxquant.runtime.placement import place
@@ -122,16 +122,25 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     with clock("bind"):
         bound, slow = bind(lowered, options, strict, on_pass)
         place(bound, device)
+        seal(bound)
     original: Any = type(model)
+    origin = origin_of(
+        lowered, bound, original, signature, len(calls), timesteps_of(signature, calls)
+    )
+    if origin.problem:
+        log.warning("this model will serve, but save_pretrained will refuse it: %s", origin.problem)
+    sizes = size_in_bytes(model)
     return class_for(original)(
         bound,
         quantised.table,
         signature,
         recipe=recipe,
-        summary=summarise(bound, size_in_bytes(model), recipe.name, slow, clock.seconds, units),
+        summary=summarise(
+            bound, sizes, recipe.name, slow, clock.seconds, units, unsaved=origin.problem
+        ),
         config=getattr(model, "config", None),
         output=output_class(type(model)),
-        origin=origin_of(lowered, bound, original, len(calls), timesteps_of(signature, calls)),
+        origin=origin,
     )
 
 
@@ -173,6 +182,7 @@ def load(
             raise ArtifactError(f"{folder}: the graph cannot be bound: {error}") from error
     with clock("pack weights"):
         place(bound, device)
+        seal(bound)
         pack_weights(bound, saved.release)
     original: Any = saved.original
     return (class_for(original) if original else QuantizedModel)(

@@ -10,6 +10,7 @@ no paths, no machine. Nothing in the files is executed or unpickled.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from fxquant.runtime.document import Blueprint, Document, to_bytes, to_document
 from fxquant.runtime.fields import Field, parse
 from fxquant.runtime.folder import MANIFEST, Written
 from fxquant.runtime.manifest import Origin
-from fxquant.runtime.tensors import MappedTensors, stream
+from fxquant.runtime.tensors import MappedTensors, restored, storable, stored_form, stream
 from fxquant.runtime.upgrade import upgraded
 from fxquant.runtime.vocabulary import DTYPES
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from fxquant.runtime.model import QuantizedModel
 
 _GRAPH, _TABLE = "graph.", "table."  # prefixes of tensor names, as in QuantizedModel.state_dict()
+_SEAL = "fxquant_code"  # in a graph's meta
 _MANIFEST_LIMIT = 16 << 20
 _GRAPH_LIMIT = 256 << 20
 
@@ -64,17 +66,34 @@ class Artifact:
 
 
 def origin_of(
-    lowered: GraphModule, bound: GraphModule, kind: type, calls: int, timesteps: Iterable[float]
+    lowered: GraphModule,
+    bound: GraphModule,
+    kind: type,
+    signature: Signature,
+    calls: int,
+    timesteps: Iterable[float],
 ) -> Origin:
     """What a freshly compiled model remembers; one without a saved form remembers why."""
     document: Document | None = None
     problem = ""
     try:
         document = to_document(lowered, bound)
+        # What cannot be read is not written either.
+        blueprint = Blueprint(parse(to_bytes(document), "graph.json"))
+        manifests.check_signature(signature, blueprint)
     except ArtifactError as error:
-        problem = str(error)
+        document, problem = None, str(error)
     distinct = tuple(sorted(set(timesteps)))
     return Origin(document, problem, manifests.class_path(kind), calls, distinct)
+
+
+def seal(graph: GraphModule) -> None:
+    """Remember what the graph that runs is, so that saving knows if somebody has changed it."""
+    graph.meta[_SEAL] = _digest(graph)
+
+
+def _digest(graph: GraphModule) -> str:
+    return hashlib.sha256(graph.code.encode()).hexdigest()
 
 
 def save(model: QuantizedModel, folder: str | Path) -> None:
@@ -87,10 +106,12 @@ def save(model: QuantizedModel, folder: str | Path) -> None:
     if origin is None or origin.document is None:
         reason = origin.problem if origin else "it was not made by fxquant.compile or fxquant.load"
         raise ArtifactError(f"this model cannot be saved: {reason}")
+    if model.graph.meta.get(_SEAL) != _digest(model.graph):
+        raise ArtifactError(
+            "this model cannot be saved: model.graph was changed after it was made, and a file "
+            "would hold the graph as it was before. Change the float module and compile that"
+        )
     document = to_bytes(origin.document)
-    # What cannot be read is not written either.
-    blueprint = Blueprint(parse(document, "graph.json"))
-    manifests.check_signature(model.signature, blueprint)
     with folders.writing(Path(folder)) as writer:
         tensors = writer.add("model", "safetensors", stream(_tensors(model, origin.document)))
         graph = writer.add("graph", "json", [document])
@@ -102,7 +123,7 @@ def _tensors(model: QuantizedModel, document: Document) -> dict[str, Tensor]:
     tensors = {_TABLE + name: value for name, value in model.table.named_buffers()}
     for target, entry in document["tensors"].items():
         value = attribute(model.graph, target).detach()
-        tensors[_GRAPH + target] = value.to(DTYPES[entry["stored"]])
+        tensors[_GRAPH + target] = storable(value.to(DTYPES[entry["stored"]]))
     return tensors
 
 
@@ -202,11 +223,12 @@ def _matched(blueprint: Blueprint, mapping: MappedTensors, field: Field) -> dict
         name = _GRAPH + target
         if name not in entries:
             field.fail(f"lacks the tensor {name[:80]!r}")
-        expected = (entry["stored"], entry["shape"])
+        expected = stored_form(entry["stored"], entry["shape"])
         if entries[name] != expected:
             field.fail(f"{name[:80]!r} is {entries[name]}, the graph says {expected}")
         is_weight = entry["dtype"] in (torch.int8, torch.uint8)
-        found[target] = mapping.view(name) if is_weight else mapping.copy(name)
+        value = mapping.view(name) if is_weight else mapping.copy(name)
+        found[target] = restored(value, entry["stored"])
     return found
 
 

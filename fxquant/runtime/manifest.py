@@ -32,7 +32,7 @@ from fxquant.runtime.vocabulary import DTYPES
 if TYPE_CHECKING:
     from fxquant.runtime.model import QuantizedModel
 
-FORMAT = 2
+FORMAT = 3
 _KEYS = (
     "format", "checksum", "model", "graph", "versions", "recipe", "signature", "original",
     "calibration", "summary",

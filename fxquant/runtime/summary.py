@@ -29,6 +29,7 @@ class Summary:
         bytes_before, bytes_after: parameters and buffers of the original and the compiled model.
         seconds: wall time by phase.
         units: what the reconstruction did to each unit; empty without one, and after loading.
+        unsaved: why save_pretrained would refuse the model, "" if it would not.
     """
 
     recipe: str
@@ -40,6 +41,7 @@ class Summary:
     bytes_after: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     units: tuple[UnitReport, ...] = ()
+    unsaved: str = ""
 
     def to_json(self) -> dict[str, Any]:
         plain = {k: (list(v) if isinstance(v, tuple) else v) for k, v in self.__dict__.items()}
@@ -59,6 +61,8 @@ class Summary:
         lines += [f"  fallback: {text}" for text in self.fallbacks]
         if self.units:
             lines.append(f"  {reconstruction_text(self.units)}")
+        if self.unsaved:
+            lines.append(f"  cannot be saved: {self.unsaved}")
         if self.seconds:
             lines.append("  " + ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items()))
         return "\n".join(lines)
@@ -71,6 +75,7 @@ def summarise(
     reasons: Mapping[str, str],
     seconds: Mapping[str, float],
     units: Sequence[UnitReport] = (),
+    unsaved: str = "",
 ) -> Summary:
     """The summary of a bound graph; `reasons` are the fallbacks by node name."""
     precision: Counter[str] = Counter()
@@ -97,6 +102,7 @@ def summarise(
         bytes_after=size_in_bytes(lowered),
         seconds=dict(seconds),
         units=tuple(units),
+        unsaved=unsaved,
     )
 
 
