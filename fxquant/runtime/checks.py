@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from fxquant.errors import ArtifactError
 from fxquant.graph.lowered import is_op
-from fxquant.graph.nodes import note
+from fxquant.graph.nodes import aten, note
 from fxquant.kernels.reference import GATED
 from fxquant.runtime import operators
 from fxquant.runtime.vocabulary import is_size
@@ -26,6 +26,7 @@ _ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh", *GATED)
 _OPTIONAL = ("q_index", "k_index", "v_index", "out_index")
 _FLOAT_OUTPUT = ("linear", "conv2d", "group_norm_silu_quantize", "layer_norm_quantize")
 _LARGEST = 1 << 16  # of strides, paddings and the like
+_TRANSFORMS = (aten._fft_r2c.default, aten._fft_c2r.default, aten._fft_c2c.default)
 _SIZE_FUNCTIONS = frozenset(operators.SIZES.values())
 _POWERS = (operator.pow, operator.lshift)
 _MOST_POWER = 64
@@ -49,11 +50,25 @@ def check_call(node: Node, rows: int) -> None:
         _check_item(node)
     elif not isinstance(node.target, torch._ops.OpOverload):
         _require(rows > 0 and len(node.args) >= 3, "is a simulation without its arguments")
+    elif node.target in _TRANSFORMS:
+        _check_transform(node)
     elif operators.returns_lists(node.target):
         values = (n.meta["val"] for n in node.all_input_nodes)
         sides = [side for v in values if isinstance(v, Tensor) for side in v.shape]
         fits = all(_example(side) <= _LARGEST for side in sides)
         _require(fits, f"may give more than {_LARGEST} tensors")
+
+
+def _check_transform(node: Node) -> None:
+    """The kernels of Fourier transforms believe that their dimensions exist."""
+    _require(len(node.args) == 4 and not node.kwargs, "takes four arguments")
+    dims: Any = node.args[1]
+    value, norm = _value(node.args[0]), node.args[2]
+    _require(value is not None and isinstance(dims, (list, tuple)), "transforms no dimensions")
+    assert value is not None
+    fits = all(type(dim) is int and 0 <= dim < value.ndim for dim in dims)
+    _require(fits and len(set(dims)) == len(dims), "transforms dimensions that are not there")
+    _require(type(norm) is int and 0 <= norm <= 2, "has an unknown normalisation")
 
 
 def _example(size: Any) -> Any:

@@ -349,7 +349,7 @@ def _check_value(value: Any) -> int:
             raise ArtifactError(f"gives a {tensor.layout} tensor of {tensor.dtype}")
         elements = 1
         for size in tensor.shape:
-            elements *= _example(size)
+            elements *= max(1, _example(size))  # of nothing in one dimension, loops run over others
         if elements > _MOST_ELEMENTS:
             raise ArtifactError(f"gives a tensor of {elements:.1e} elements")
     return len(tensors)

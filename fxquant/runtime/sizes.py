@@ -56,7 +56,8 @@ def describe(inputs: Iterable[Tensor]) -> Described:
     """
     inputs = list(inputs)
     names = _names(inputs)
-    sizes = [size for value in inputs for size in value.shape if isinstance(size, torch.SymInt)]
+    every: list[Any] = [size for value in inputs for size in value.shape]
+    sizes = [size for size in every if isinstance(size, torch.SymInt)]
     environment = sizes[0].node.shape_env if sizes else None
     return Described(
         {name: _range(environment, symbol) for symbol, name in names.items()},

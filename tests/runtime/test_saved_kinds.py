@@ -26,7 +26,7 @@ OPTIONS = Options(Recipe.parse("w8a8-fast"), detect("cpu"), "auto", "cpu", False
 
 def captured(module: nn.Module, *example: Tensor) -> GraphModule:
     """Its float graph, with the row of quantisers that graphs have once they are lowered."""
-    graph = capture(module.eval(), example).graph_module
+    graph = capture(module.eval().requires_grad_(False), example).graph_module
     graph = runner.run(PREPARE, graph, OPTIONS)
     last = [n for n in graph.graph.nodes if n.op == "placeholder"][-1]
     with graph.graph.inserting_after(last):
