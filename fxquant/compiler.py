@@ -142,17 +142,23 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         bound, slow = bind(lowered, options, strict, on_pass)
         place(bound, device)
     original: Any = type(model)
+    origin = origin_of(
+        lowered, bound, original, signature, len(calls), timesteps_of(signature, calls)
+    )
+    if origin.problem:
+        log.warning("this model will serve, but save_pretrained will refuse it: %s", origin.problem)
+    sizes = size_in_bytes(model)
     return class_for(original)(
         bound,
         quantised.table,
         signature,
         recipe=recipe,
         summary=summarise(
-            bound, size_in_bytes(model), recipe.name, slow, clock.seconds, units, notes
+            bound, sizes, recipe.name, slow, clock.seconds, units, notes, unsaved=origin.problem
         ),
         config=getattr(model, "config", None),
         output=quantised.output or output_class(type(model)),
-        origin=origin_of(lowered, bound, original, len(calls), timesteps_of(signature, calls)),
+        origin=origin,
     )
 
 

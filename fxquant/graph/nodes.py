@@ -242,5 +242,6 @@ def replace(old: Node, new: Node) -> None:
 
 
 def is_symbolic(node: Node) -> bool:
-    """Is the node a size computation (a number, not a tensor)?"""
-    return isinstance(node.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat))
+    """Is the node a size computation (a number or a condition, not a tensor)?"""
+    numbers = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+    return isinstance(node.meta.get("val"), numbers)

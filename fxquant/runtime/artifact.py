@@ -33,7 +33,7 @@ from fxquant.runtime.document import Blueprint, Document, to_bytes, to_document
 from fxquant.runtime.fields import Field, parse
 from fxquant.runtime.folder import MANIFEST, Written
 from fxquant.runtime.manifest import Origin
-from fxquant.runtime.tensors import MappedTensors, stream
+from fxquant.runtime.tensors import MappedTensors, restored, storable, stored_form, stream
 from fxquant.runtime.upgrade import upgraded
 from fxquant.runtime.vocabulary import DTYPES
 
@@ -65,15 +65,23 @@ class Artifact:
 
 
 def origin_of(
-    lowered: GraphModule, bound: GraphModule, kind: type, calls: int, timesteps: Iterable[float]
+    lowered: GraphModule,
+    bound: GraphModule,
+    kind: type,
+    signature: Signature,
+    calls: int,
+    timesteps: Iterable[float],
 ) -> Origin:
     """What a freshly compiled model remembers; one without a saved form remembers why."""
     document: Document | None = None
     problem = ""
     try:
         document = to_document(lowered, bound)
+        # What cannot be read is not written either.
+        blueprint = Blueprint(parse(to_bytes(document), "graph.json"))
+        manifests.check_signature(signature, blueprint)
     except ArtifactError as error:
-        problem = str(error)
+        document, problem = None, str(error)
     distinct = tuple(sorted(set(timesteps)))
     return Origin(document, problem, manifests.class_path(kind), calls, distinct)
 
@@ -105,9 +113,6 @@ def save(model: QuantizedModel, folder: str | Path) -> None:
     if not str(folder).strip():
         raise ArtifactError("the folder's name is empty: name one ('.' is the working folder)")
     document = to_bytes(origin.document)
-    # What cannot be read is not written either.
-    blueprint = Blueprint(parse(document, "graph.json"))
-    manifests.check_signature(model.signature, blueprint)
     with folders.writing(Path(folder)) as writer:
         tensors = writer.add("model", "safetensors", stream(_tensors(model, origin.document)))
         graph = writer.add("graph", "json", [document])
@@ -119,7 +124,7 @@ def _tensors(model: QuantizedModel, document: Document) -> dict[str, Tensor]:
     tensors = {_TABLE + name: value for name, value in model.table.named_buffers()}
     for target, entry in document["tensors"].items():
         value = attribute(model.graph, target).detach()
-        tensors[_GRAPH + target] = value.to(DTYPES[entry["stored"]])
+        tensors[_GRAPH + target] = storable(value.to(DTYPES[entry["stored"]]))
     return tensors
 
 
@@ -219,11 +224,12 @@ def _matched(blueprint: Blueprint, mapping: MappedTensors, field: Field) -> dict
         name = _GRAPH + target
         if name not in entries:
             field.fail(f"lacks the tensor {name[:80]!r}")
-        expected = (entry["stored"], entry["shape"])
+        expected = stored_form(entry["stored"], entry["shape"])
         if entries[name] != expected:
             field.fail(f"{name[:80]!r} is {entries[name]}, the graph says {expected}")
         is_weight = entry["dtype"] in (torch.int8, torch.uint8)
-        found[target] = mapping.view(name) if is_weight else mapping.copy(name)
+        value = mapping.view(name) if is_weight else mapping.copy(name)
+        found[target] = restored(value, entry["stored"])
     return found
 
 

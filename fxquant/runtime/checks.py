@@ -6,6 +6,7 @@ have them read what is not theirs. compile() cannot make such a graph; a file ca
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +16,21 @@ from torch.fx import Node
 
 from fxquant.errors import ArtifactError
 from fxquant.graph.lowered import is_op
-from fxquant.graph.nodes import note
+from fxquant.graph.nodes import aten, note
 from fxquant.kernels.reference import GATED
-from fxquant.runtime import vocabulary
+from fxquant.runtime import operators
+from fxquant.runtime.vocabulary import is_size
 
 _INTEGERS = (torch.int8, torch.uint8)
 _ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh", *GATED)
 _OPTIONAL = ("q_index", "k_index", "v_index", "out_index")
 _FLOAT_OUTPUT = ("linear", "conv2d", "group_norm_silu_quantize", "layer_norm_quantize")
 _LARGEST = 1 << 16  # of strides, paddings and the like
+_TRANSFORMS = (aten._fft_r2c.default, aten._fft_c2r.default, aten._fft_c2c.default)
+_SIZE_FUNCTIONS = frozenset(operators.SIZES.values())
+_POWERS = (operator.pow, operator.lshift)
+_MOST_POWER = 64
+_MOST_DEGREE = 256  # of sizes as polynomials of the inputs': no denoiser's is above four
 
 
 def check_call(node: Node, rows: int) -> None:
@@ -37,15 +44,55 @@ def check_call(node: Node, rows: int) -> None:
     """
     if is_op(node):
         Call(node, rows).check()
-    elif node.target in vocabulary.SIZES.values():
-        _require(
-            len(node.args) == 2 and not node.kwargs and all(map(vocabulary.is_size, node.args)),
-            "computes with something that is no size",
-        )
-    elif node.target is vocabulary.operators()[vocabulary.GETITEM]:
+    elif node.target in _SIZE_FUNCTIONS:
+        _check_size(node)
+    elif node.target is operators.named(operators.GETITEM):
         _check_item(node)
     elif not isinstance(node.target, torch._ops.OpOverload):
         _require(rows > 0 and len(node.args) >= 3, "is a simulation without its arguments")
+    elif node.target in _TRANSFORMS:
+        _check_transform(node)
+    elif operators.returns_lists(node.target):
+        values = (n.meta["val"] for n in node.all_input_nodes)
+        sides = [side for v in values if isinstance(v, Tensor) for side in v.shape]
+        fits = all(_example(side) <= _LARGEST for side in sides)
+        _require(fits, f"may give more than {_LARGEST} tensors")
+
+
+def _check_transform(node: Node) -> None:
+    """The kernels of Fourier transforms believe that their dimensions exist."""
+    _require(len(node.args) == 4 and not node.kwargs, "takes four arguments")
+    dims: Any = node.args[1]
+    value, norm = _value(node.args[0]), node.args[2]
+    _require(value is not None and isinstance(dims, (list, tuple)), "transforms no dimensions")
+    assert value is not None
+    fits = all(type(dim) is int and 0 <= dim < value.ndim for dim in dims)
+    _require(fits and len(set(dims)) == len(dims), "transforms dimensions that are not there")
+    _require(type(norm) is int and 0 <= norm <= 2, "has an unknown normalisation")
+
+
+def _example(size: Any) -> Any:
+    return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
+def _check_size(node: Node) -> None:
+    """Python would compute a power of a power of a size for as long as memory lasts."""
+    _require(not node.kwargs and 0 < len(node.args) <= 3, "takes one to three numbers")
+    only, *others = node.args
+    is_list = isinstance(only, (list, tuple)) and not others
+    args: Any = only if is_list else node.args
+    _require(all(map(is_size, args)), "computes with something that is no size")
+    degrees = [n.meta.get("degree", 1) for n in args if isinstance(n, Node)]
+    degree = max(degrees, default=0)
+    if node.target is operator.mul:
+        degree = sum(degrees)
+    elif node.target in _POWERS:
+        exponent = args[-1]
+        fits = not isinstance(exponent, Node) and 0 <= exponent <= _MOST_POWER
+        _require(fits, f"has an exponent that is none from 0 to {_MOST_POWER}")
+        degree = degree + exponent if node.target is operator.lshift else degree * exponent
+    _require(degree <= _MOST_DEGREE, "computes a size that is too large")
+    node.meta["degree"] = degree
 
 
 def _check_item(node: Node) -> None:

@@ -1,16 +1,17 @@
 """A lowered graph as plain data, graph.json, and back.
 
-What is written is the graph before it is bound to a machine: operators from a fixed list that name
-the reference kernel. Binding (the dtype of float parts, kernels) runs again wherever it is loaded.
+What is written is the graph before it is bound to a machine: PyTorch's operators and our own, which
+name the reference kernel. Binding (the dtype of float parts, kernels) runs again wherever it is
+loaded.
 
-    symbols   {"B": [2, 63], ...}                   ranges of the sizes that calls choose
+    symbols   {"B": [2, 63, 2], ...}                range and example of the sizes that calls choose
+    facts     ["h % 2 == 0", ...]                   what is true of them
     inputs    [{name, dtype, shape, notes}, ...]    shape: ["B", 4, "8*h", "8*w"]
     tensors   {target: {dtype, stored, shape, parameter}, ...}
     nodes     [{name, op, args, kwargs, notes}, ...]
     output    name of a node
 
-An argument is a number, string, list, null, or one of {"node": name}, {"tensor": target},
-{"dtype": "uint8"}, {"layout": ...}, {"device": "cpu"}, {"float": "-inf"}. `dtype` is what the
+Arguments: see fxquant.runtime.vocabulary; operators: fxquant.runtime.operators. `dtype` is what the
 graph computes with, `stored` what the file holds: float weights are stored as they run.
 """
 
@@ -30,25 +31,26 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 
-from fxquant.errors import ArtifactError, FxquantError
+from fxquant.errors import ArtifactError
 from fxquant.graph.nodes import attribute, refresh
-from fxquant.quant.spec import QuantSpec
-from fxquant.runtime import vocabulary
+from fxquant.runtime import operators, vocabulary
 from fxquant.runtime.checks import check_call
-from fxquant.runtime.fields import WHOLE, Field
+from fxquant.runtime.fields import WHOLE, Field, shown
+from fxquant.runtime.notes import NODE_NAME, read_notes, written_notes
 from fxquant.runtime.sizes import Symbols, describe, placeholders
 
 Document = dict[str, Any]
 
 ROW = "row"
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _TARGET = re.compile(
     r"(?:[A-Za-z_][A-Za-z0-9_]{0,99}|[0-9]{1,9})(?:\.(?:[A-Za-z_]\w{0,99}|[0-9]{1,9})){0,31}",
     re.ASCII,
 )
-_NOTES = ("stack", "timestep_only", "quant", "unit", "source")
 _MOST_NODES = 1 << 16
 _MOST_ELEMENTS = 2**36  # of a value, at example sizes
+_MOST_PARTS = 1 << 17  # of what splits and their like return, together
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+_DTYPES = frozenset(vocabulary.DTYPES.values())
 
 
 def to_document(lowered: GraphModule, bound: GraphModule) -> Document:
@@ -62,12 +64,13 @@ def to_document(lowered: GraphModule, bound: GraphModule) -> Document:
         ArtifactError: something that the format cannot say.
     """
     inputs = placeholders(lowered)
-    ranges, shapes = describe(n.meta["val"] for n in inputs)
+    sizes = describe(n.meta["val"] for n in inputs)
     calls = [n for n in lowered.graph.nodes if n.op not in ("placeholder", "get_attr", "output")]
     output = next(n for n in lowered.graph.nodes if n.op == "output")
     return {
-        "symbols": ranges,
-        "inputs": [_input(n, shape) for n, shape in zip(inputs, shapes, strict=True)],
+        "symbols": sizes.symbols,
+        "facts": sizes.facts,
+        "inputs": [_input(n, shape) for n, shape in zip(inputs, sizes.shapes, strict=True)],
         "tensors": {target: _tensor(lowered, bound, target) for target in _targets(lowered)},
         "nodes": [_node(n) for n in calls],
         "output": output.args[0].name,
@@ -83,6 +86,7 @@ def to_bytes(document: Document) -> bytes:
     tensors = [f"{compact(k)}:{compact(v)}" for k, v in document["tensors"].items()]
     parts = {
         "symbols": compact(document["symbols"]),
+        "facts": _lines("[]", [compact(fact) for fact in document["facts"]]),
         "inputs": _lines("[]", [compact(i) for i in document["inputs"]]),
         "tensors": _lines("{}", tensors),
         "nodes": _lines("[]", [compact(n) for n in document["nodes"]]),
@@ -103,7 +107,7 @@ def _targets(gm: GraphModule) -> list[str]:
 
 def _input(node: Node, shape: list[int | str]) -> dict[str, Any]:
     dtype = vocabulary.encoded(node.meta["val"].dtype)["dtype"]
-    return {"name": node.name, "dtype": dtype, "shape": shape, "notes": _written_notes(node)}
+    return {"name": node.name, "dtype": dtype, "shape": shape, "notes": written_notes(node)}
 
 
 def _tensor(lowered: GraphModule, bound: GraphModule, target: str) -> dict[str, Any]:
@@ -119,20 +123,12 @@ def _tensor(lowered: GraphModule, bound: GraphModule, target: str) -> dict[str, 
 def _node(node: Node) -> dict[str, Any]:
     written = {
         "name": node.name,
-        "op": vocabulary.name_of(node),
+        "op": operators.name_of(node),
         "args": [vocabulary.encoded(a) for a in node.args],
         "kwargs": {k: vocabulary.encoded(v) for k, v in node.kwargs.items()},
-        "notes": _written_notes(node),
+        "notes": written_notes(node),
     }
     return {k: v for k, v in written.items() if k not in ("kwargs", "notes") or v}
-
-
-def _written_notes(node: Node) -> dict[str, Any]:
-    notes = node.meta.get("custom", {}).get("fxquant", {})
-    unknown = set(notes) - set(_NOTES)
-    if unknown:
-        raise ArtifactError(f"node %{node.name} has notes without a saved form: {sorted(unknown)}")
-    return {k: notes[k] for k in _NOTES if k in notes}
 
 
 class Blueprint:
@@ -147,9 +143,12 @@ class Blueprint:
     """
 
     def __init__(self, document: Field):
-        fields = document.record(("symbols", "inputs", "tensors", "nodes", "output"))
-        self._symbols = Symbols(fields["symbols"])
-        self._mode = FakeTensorMode(shape_env=self._symbols.environment)
+        fields = document.record(("symbols", "facts", "inputs", "tensors", "nodes", "output"))
+        self._symbols = Symbols(fields["symbols"], fields["facts"])
+        # What has no fake kernel would run the real one, with memory for all its arguments.
+        self._mode = FakeTensorMode(
+            shape_env=self._symbols.environment, allow_fallback_kernels=False
+        )
         self._mode.cache_enabled = False  # keys of symbolic sizes cost more than they save
         self._scaffold = GraphModule(nn.Module(), Graph())
         self._fields: dict[Node, Field] = {}
@@ -225,8 +224,8 @@ class Blueprint:
     def _read_inputs(self, field: Field) -> None:
         for item in field.items(64):
             entry = item.record(("name", "dtype", "shape", "notes"))
-            node = self._add(entry["name"], "placeholder", entry["name"].text(_NAME), (), {})
-            node.meta = {"custom": {"fxquant": _read_notes(entry["notes"])}}
+            node = self._add(entry["name"], "placeholder", entry["name"].text(NODE_NAME), (), {})
+            node.meta = {"custom": {"fxquant": read_notes(entry["notes"])}}
             shape = [self._symbols.size(s) for s in entry["shape"].items(8)]
             with self._mode:
                 dtype = vocabulary.DTYPES[entry["dtype"].one_of(vocabulary.DTYPES)]
@@ -240,20 +239,22 @@ class Blueprint:
 
     def _read_node(self, field: Field) -> None:
         entry = field.record(("name", "op", "args"), ("kwargs", "notes"))
-        target = vocabulary.operators()[entry["op"].one_of(vocabulary.operators())]
+        target = operators.named(entry["op"].text(limit=200))
+        if target is None:
+            entry["op"].fail(f"{shown(entry['op'].value)} is no operator of saved graphs")
         args = tuple(vocabulary.decoded(a, self._reference) for a in entry["args"].items(64))
         kwargs = entry["kwargs"].members(32) if "kwargs" in entry else {}
         named = {k: vocabulary.decoded(v, self._reference) for k, v in kwargs.items()}
         for key in named:
-            if not _NAME.fullmatch(key) or keyword.iskeyword(key):
+            if not NODE_NAME.fullmatch(key) or keyword.iskeyword(key):
                 field.fail(f"{key!r} is no argument name")
         node = self._add(entry["name"], "call_function", target, args, named)
-        notes = _read_notes(entry["notes"]) if "notes" in entry else {}
+        notes = read_notes(entry["notes"]) if "notes" in entry else {}
         node.meta = {"custom": {"fxquant": notes}}
         self._fields[node] = field
 
     def _add(self, field: Field, op: str, target: Any, args: Any, kwargs: Any) -> Node:
-        name = field.text(_NAME)
+        name = field.text(NODE_NAME)
         if name in self._nodes or keyword.iskeyword(name) or name in vars(builtins):
             field.fail(f"{name!r} is taken")
         node = self.graph.create_node(op, target, args, kwargs, name=name)
@@ -289,12 +290,15 @@ class Blueprint:
 
     def _propagate(self) -> None:
         """Give every node its example value."""
+        parts = 0
         for node, field in self._fields.items():
             try:
                 check_call(node, self.rows)
                 with _no_tracebacks():
                     refresh(self._scaffold, node)
-                _check_value(node.meta["val"])
+                parts += _check_value(node.meta["val"])
+                if parts > _MOST_PARTS:
+                    raise ArtifactError(f"is beyond the {_MOST_PARTS} values that a graph has")
             except ArtifactError as error:
                 field.fail(str(error))
             except Exception as error:
@@ -331,53 +335,34 @@ def _no_tracebacks() -> Iterator[None]:
         logger.disabled = was
 
 
-def _check_value(value: Any) -> None:
-    """Refuse values no graph of ours has: before they are multiplied any further."""
-    if isinstance(value, torch.SymInt):
-        value = value.node.hint
-    if type(value) is int:
-        if not -WHOLE <= value < WHOLE:
+def _check_value(value: Any) -> int:
+    """Refuse values no graph of ours has: before they are multiplied any further.
+
+    Returns:
+        how many tensors it is.
+    """
+    if isinstance(value, _NUMBERS):
+        number = value if isinstance(value, (int, float)) else value.node.hint
+        if number is None or not -WHOLE <= number < WHOLE:
             raise ArtifactError("computes a size that is too large")
-        return
-    for tensor in value if isinstance(value, (list, tuple)) else (value,):
+        return 0
+    tensors = value if isinstance(value, (list, tuple)) else (value,)
+    for tensor in tensors:
         if not isinstance(tensor, FakeTensor):
             raise ArtifactError(f"gives a {type(tensor).__name__} instead of a tensor")
+        if tensor.layout is not torch.strided or tensor.dtype not in _DTYPES:
+            raise ArtifactError(f"gives a {tensor.layout} tensor of {tensor.dtype}")
         elements = 1
         for size in tensor.shape:
-            elements *= size if isinstance(size, int) else size.node.hint
+            elements *= max(1, _example(size))  # of nothing in one dimension, loops run over others
         if elements > _MOST_ELEMENTS:
             raise ArtifactError(f"gives a tensor of {elements:.1e} elements")
+    return len(tensors)
 
 
-def _read_notes(field: Field) -> dict[str, Any]:
-    notes = field.record((), _NOTES)
-    checks = {
-        "stack": lambda f: [_pair(item) for item in f.items(64)],
-        "timestep_only": lambda f: f.boolean(),
-        "quant": _quant,
-        "unit": _pair,
-        "source": lambda f: f.text(_NAME),
-    }
-    return {key: checks[key](member) for key, member in notes.items()}
-
-
-def _pair(field: Field) -> list[str]:
-    return [item.text() for item in field.items(count=2)]
-
-
-def _quant(field: Field) -> dict[str, Any]:
-    """{"input": spec, "weight": spec}, {"q": spec, "k": spec, "v": spec} or {"float": reason}."""
-    notes = field.record((), ("input", "weight", "q", "k", "v", "float"))
-    found: dict[str, Any] = {k: _spec(f) for k, f in notes.items() if k != "float"}
-    return found | ({"float": notes["float"].text()} if "float" in notes else {})
-
-
-def _spec(field: Field) -> dict[str, Any]:
-    entry = field.record(("bits",), (*QuantSpec.__dataclass_fields__, "index"))
-    entry["bits"].integer(2, 16)
-    spec: dict[str, Any] = {key: member.plain(0) for key, member in entry.items()}
-    try:
-        QuantSpec.from_json(spec)
-    except FxquantError as error:
-        field.fail(str(error))
-    return spec
+def _example(size: Any) -> int:
+    if isinstance(size, int):
+        return size
+    if not size.node.has_hint():
+        raise ArtifactError("gives a tensor whose size depends on values")
+    return int(size.node.hint)

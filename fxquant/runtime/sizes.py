@@ -1,13 +1,16 @@
-"""Sizes of a graph's inputs in a saved model: 4, "B", "8*h", "2*w+1".
+"""Sizes of a graph's inputs in a saved model: 4, "B", "8*h", "h*w//4", and what is true of them.
 
 A symbol stands for a size that calls may choose: B batch, h and w the free factors of height and
-width, L prompt length. Each comes with the range it was captured with, [low, high or null].
+width, L prompt length. Each comes with the range it was captured with and the example it had,
+[low, high or null, example]. *Facts* are what the tracer found true of the sizes, "h % 2 == 0":
+a graph whose sizes are even only because the model asked cannot be traced again without them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -20,35 +23,61 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from fxquant.errors import ArtifactError
+from fxquant.graph.size_expressions import evaluate, is_condition, names_in, parse, to_text
 from fxquant.runtime.fields import Field
 
 SYMBOL = re.compile(r"[A-Za-z][0-9]{0,3}")
-_SIZE = re.compile(r"(?:([0-9]{1,9})\*)?([A-Za-z][0-9]{0,3})(?:([+-])([0-9]{1,9}))?")
 _LARGEST = 2**31 - 1
-_MOST_SYMBOLS = 32
+_MOST_SYMBOLS = 64
+_MOST_FACTS = 4096
+_LONGEST = 1024
 
 
-def describe(inputs: Iterable[Tensor]) -> tuple[dict[str, list[int | None]], list[list[int | str]]]:
-    """Ranges by symbol, and the shape of every input.
+@dataclass(frozen=True)
+class Described:
+    """The sizes of a graph's inputs as data.
+
+    Attributes:
+        symbols: range and example by symbol.
+        facts: what is true of them.
+        shapes: of every input.
+    """
+
+    symbols: dict[str, list[int | None]]
+    facts: list[str]
+    shapes: list[list[int | str]]
+
+
+def describe(inputs: Iterable[Tensor]) -> Described:
+    """What a saved model says about the sizes of these inputs.
 
     Raises:
-        ArtifactError: a size that is not a multiple of one symbol plus a constant.
+        ArtifactError: a size that is no function of sizes which calls choose.
     """
+    inputs = list(inputs)
+    names = _names(inputs)
+    every: list[Any] = [size for value in inputs for size in value.shape]
+    sizes = [size for size in every if isinstance(size, torch.SymInt)]
+    environment = sizes[0].node.shape_env if sizes else None
+    return Described(
+        {name: _range(environment, symbol) for symbol, name in names.items()},
+        _facts(environment, names) if environment is not None else [],
+        [[_written(size, names) for size in value.shape] for value in inputs],
+    )
+
+
+def _names(inputs: Iterable[Tensor]) -> dict[sympy.Symbol, str]:
     names: dict[sympy.Symbol, str] = {}
-    shapes: list[list[int | str]] = []
-    ranges: dict[str, list[int | None]] = {}
     for value in inputs:
         for size, letter in zip(value.shape, _letters(value.ndim), strict=True):
             for symbol in _symbols(size):
                 if symbol not in names:
                     names[symbol] = _fresh(letter, names.values())
-                    ranges[names[symbol]] = _range(size, symbol)
-        shapes.append([_written(size, names) for size in value.shape])
-    return ranges, shapes
+    return names
 
 
 def _letters(rank: int) -> Sequence[str]:
-    known = "BChw" if rank == 4 else "BLC"
+    known = {4: "BChw", 5: "BCFhw"}.get(rank, "BLC")
     return [known[i] if i < len(known) else "s" for i in range(rank)]
 
 
@@ -63,47 +92,59 @@ def _symbols(size: Any) -> list[sympy.Symbol]:
     return sorted(size.node.expr.free_symbols, key=str)
 
 
-def _range(size: Any, symbol: sympy.Symbol) -> list[int | None]:
-    found = size.node.shape_env.var_to_range[symbol]
-    return [int(found.lower), None if found.upper > _LARGEST else int(found.upper)]
+def _range(environment: Any, symbol: sympy.Symbol) -> list[int | None]:
+    found = environment.var_to_range[symbol]
+    high = None if found.upper > _LARGEST else int(found.upper)
+    return [int(found.lower), high, int(environment.backed_var_to_val[symbol])]
+
+
+def _facts(environment: Any, names: Mapping[sympy.Symbol, str]) -> list[str]:
+    """What was asked while tracing, as far as it is about the inputs: the rest is about nothing
+    that a graph read again has."""
+    found: dict[str, None] = {}
+    for guard in environment.guards:
+        expression = environment.replace(guard.expr)
+        # Of `a or b` the example would teach one alone.
+        if expression.free_symbols <= names.keys() and not expression.has(sympy.Or):
+            try:
+                text = to_text(expression, names)
+            except ValueError:
+                continue
+            if expression.free_symbols and len(text) <= _LONGEST:
+                found[text] = None
+    return list(found)[:_MOST_FACTS]
 
 
 def _written(size: Any, names: Mapping[sympy.Symbol, str]) -> int | str:
-    symbols = _symbols(size)
-    if not symbols:
+    if not _symbols(size):
         return int(size)
-    symbol, *others = symbols
-    expression = size.node.expr
-    factor, rest = expression.coeff(symbol, 1), expression.coeff(symbol, 0)
-    linear = not others and sympy.expand(factor * symbol + rest - expression) == 0
-    if not linear or not factor.is_Integer or not rest.is_Integer or factor < 1:
-        raise ArtifactError(f"the saved form cannot express the input size {expression}")
-    text = names[symbol] if factor == 1 else f"{factor}*{names[symbol]}"
-    return text if rest == 0 else f"{text}{int(rest):+d}"
+    try:
+        text = to_text(size.node.expr, names).replace(" ", "")
+    except ValueError as error:
+        raise ArtifactError(f"the saved form cannot express an input size: {error}") from error
+    return text
 
 
 class Symbols:
     """Fresh symbolic sizes for a graph that is read."""
 
-    def __init__(self, ranges: Field):
+    def __init__(self, ranges: Field, facts: Field | None = None):
         self.environment = ShapeEnv()
         self._known: dict[str, Any] = {}
         self._used: set[int] = set()
         for name, bounds in ranges.members(_MOST_SYMBOLS).items():
             if not SYMBOL.fullmatch(name):
                 bounds.fail("a symbol is a letter and up to three digits")
-            low, high = bounds.items(count=2)
-            self._known[name] = self._create(name, low, high)
+            self._known[name] = self._create(name, *_bounds(bounds))
+        for fact in facts.items(_MOST_FACTS) if facts else ():
+            self._learn(fact)
 
-    def _create(self, name: str, low_field: Field, high_field: Field) -> Any:
-        low = low_field.integer(0, _LARGEST)
-        high = None if high_field.value is None else high_field.integer(low + 1, _LARGEST)
-        # At the least size that a graph takes some size inside is 1, and taken for a constant: four
-        # times as much leaves more than that even where the graph halves it twice.
-        roomy = 4 * low if low > 2 and high is None else low
-        example = self._example(max(2, roomy), high)
+    def _create(self, name: str, low: int, high: int | None, example: int | None) -> Any:
         if example is None:
-            high_field.fail("leaves no size of two or more")
+            # At the least size that a graph takes some size inside is 1, and taken for a constant:
+            # four times as much leaves more than that even where the graph halves it twice.
+            roomy = 4 * low if low > 2 and high is None else low
+            example = self._example(max(2, roomy), high)
         source = ConstantSource(f"size_{name}")
         bounds = ValueRanges(max(2, low), int_oo if high is None else high)
         symbol = self.environment.create_symbol(
@@ -111,25 +152,52 @@ class Symbols:
         )
         return self.environment.create_symintnode(symbol, hint=example, source=source)
 
-    def _example(self, low: int, high: int | None) -> int | None:
+    def _example(self, low: int, high: int | None) -> int:
         """A size in the range, unlike the others: equal ones might be taken for the same."""
         stop = low + 2 * _MOST_SYMBOLS if high is None else high + 1
-        free = (n for n in range(low, stop) if n not in self._used)
-        example = next(free, low if low < stop else None)
-        if example is not None:
-            self._used.add(example)
+        example = next((n for n in range(low, stop) if n not in self._used), low)
+        self._used.add(example)
         return example
+
+    def _learn(self, field: Field) -> None:
+        fact = self._value(field, condition=True)
+        if not bool(fact):  # asking is what teaches the environment
+            field.fail(f"{field.value!r} is false of the example sizes")
 
     def size(self, field: Field) -> Any:
         """The int or SymInt that a size says."""
         if type(field.value) is int:
             return field.integer(0, _LARGEST)
-        match = _SIZE.fullmatch(field.text(limit=32))
-        if match is None or match[2] not in self._known:
-            field.fail(f"{field.value!r} is not a size such as 4, B or 8*h of a declared symbol")
-        factor, symbol, sign, rest = match.groups()
-        size = int(factor or 1) * self._known[symbol]
-        return size + int(f"{sign}{rest}") if rest else size
+        size = self._value(field, condition=False)
+        hint = size.node.hint if isinstance(size, torch.SymInt) else size
+        if type(hint) is not int or not 0 <= hint <= _LARGEST:
+            field.fail(f"{field.value!r} is no size")
+        return size
+
+    def _value(self, field: Field, condition: bool) -> Any:
+        text = field.text(limit=_LONGEST)
+        try:
+            expression = parse(text)
+            if is_condition(expression) != condition or not names_in(expression):
+                raise ValueError("is no condition" if condition else "is no size")
+            return evaluate(expression, self._known)
+        except (ValueError, ArithmeticError) as error:
+            field.fail(
+                f"{text[:60]!r} is not what is said with declared symbols, "
+                f"{'h % 2 == 0' if condition else 'B or 8*h'}: {error}"
+            )
+
+
+def _bounds(field: Field) -> tuple[int, int | None, int | None]:
+    """Lowest, highest and example; the latter two may be missing."""
+    items = field.items(limit=3)
+    if len(items) < 2:
+        field.fail("is not [low, high] or [low, high, example]")
+    low = items[0].integer(0, _LARGEST)
+    high = None if items[1].value is None else items[1].integer(max(low, 2), _LARGEST)
+    if len(items) == 2:
+        return low, high, None
+    return low, high, items[2].integer(max(low, 2), _LARGEST if high is None else high)
 
 
 def placeholders(gm: GraphModule) -> list[Any]:

@@ -34,6 +34,7 @@ class Summary:
         seconds: wall time by phase.
         units: what the reconstruction did to each unit; empty without one, and after loading.
         ranges: what calibration warned of; empty after loading.
+        unsaved: why save_pretrained would refuse the model, "" if it would not.
     """
 
     recipe: str
@@ -46,6 +47,7 @@ class Summary:
     seconds: Mapping[str, float] = field(default_factory=dict)
     units: tuple[UnitReport, ...] = ()
     ranges: tuple[str, ...] = ()
+    unsaved: str = ""
 
     def to_json(self) -> dict[str, Any]:
         plain = {k: (list(v) if isinstance(v, tuple) else v) for k, v in self.__dict__.items()}
@@ -66,6 +68,8 @@ class Summary:
         lines += [f"  ranges: {text}" for text in self.ranges]
         if self.units:
             lines.append(f"  {reconstruction_text(self.units)}")
+        if self.unsaved:
+            lines.append(f"  cannot be saved: {self.unsaved}")
         if self.seconds:
             lines.append("  " + ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items()))
         return "\n".join(lines)
@@ -79,6 +83,7 @@ def summarise(
     seconds: Mapping[str, float],
     units: Sequence[UnitReport] = (),
     ranges: Sequence[str] = (),
+    unsaved: str = "",
 ) -> Summary:
     """The summary of a bound graph; `reasons` are the fallbacks by node name."""
     precision: Counter[str] = Counter()
@@ -104,6 +109,7 @@ def summarise(
         seconds=dict(seconds),
         units=tuple(units),
         ranges=tuple(ranges),
+        unsaved=unsaved,
     )
 
 

@@ -25,12 +25,31 @@ from fxquant.runtime.fields import Field, parse
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "C64": torch.complex64, "BOOL": torch.bool,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_PAIRS = {torch.complex128: torch.float64, torch.complex32: torch.float16}  # as [..., 2]
 _HEADER_LIMIT = 16 << 20
 _NAME = re.compile(r"[\x20-\x7e]{1,4000}")
 _WIDTH = 8  # bytes of the header's length; the data begins at a multiple of it
+
+
+def storable(value: Tensor) -> Tensor:
+    """A tensor as a file holds it: complex numbers that the format lacks are pairs of real ones."""
+    return torch.view_as_real(value.resolve_conj()) if value.dtype in _PAIRS else value
+
+
+def stored_form(dtype: torch.dtype, shape: list[int]) -> tuple[torch.dtype, list[int]]:
+    """Dtype and shape of `storable` of such a tensor."""
+    return (_PAIRS[dtype], [*shape, 2]) if dtype in _PAIRS else (dtype, shape)
+
+
+def restored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inverse of `storable`."""
+    return torch.view_as_complex(value) if dtype in _PAIRS else value
 
 
 def stream(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
@@ -56,7 +75,7 @@ def stream(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
 
 def _bytes_of(value: Tensor) -> memoryview:
     """A tensor's bytes in C order; a copy only where its memory has another order."""
-    flat = value.detach().cpu().contiguous().reshape(-1)
+    flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     array: Any = flat.view(torch.uint8).numpy()
     return memoryview(array) if flat.numel() else memoryview(b"")
 

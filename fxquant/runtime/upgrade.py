@@ -39,4 +39,9 @@ def _with_quantisers(node: Any) -> Any:
     return {**node, "args": [q, k, v, *quantisers, mask, scale, *out, kernel]}
 
 
-_STEPS: tuple[Callable[[Any], Any], ...] = (_attention_takes_quantisers,)
+def _sizes_have_facts(document: Any) -> Any:
+    """Format 3: what is true of sizes is said; before, multiples of symbols said it."""
+    return {**document, "facts": []} if isinstance(document, dict) else document
+
+
+_STEPS: tuple[Callable[[Any], Any], ...] = (_attention_takes_quantisers, _sizes_have_facts)

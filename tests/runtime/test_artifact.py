@@ -184,22 +184,77 @@ def test_another_process_loads_it(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_a_graph_without_a_saved_form_compiles_but_does_not_save(tmp_path: Path) -> None:
-    class Spectral(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = torch.nn.Conv2d(4, 16, 3, padding=1)
-            self.conv_out = torch.nn.Conv2d(16, 4, 3, padding=1)
+@torch.library.custom_op("fxquant_tests::halved", mutates_args=())
+def halved(x: torch.Tensor) -> torch.Tensor:
+    """An operator that no other installation has."""
+    return x / 2
 
-        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            hidden = self.conv_out(self.conv(sample) + timestep[:, None, None, None])
-            return torch.special.bessel_j0(hidden)
 
-    model = c.compiled(Spectral().eval(), c.mite_calls(), c.float32())
+@halved.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Foreign(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(4, 16, 3, padding=1)
+        self.conv_out = torch.nn.Conv2d(16, 4, 3, padding=1)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return halved(self.conv_out(self.conv(sample) + timestep[:, None, None, None]))
+
+
+def test_a_model_without_a_saved_form_says_so_when_compiled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = c.compiled(Foreign().eval(), c.mite_calls(), c.float32())
     assert torch.isfinite(model(**c.mite_calls()[0])).all()
-    with pytest.raises(ArtifactError, match="special_bessel_j0"):
+    assert "halved" in model.summary.unsaved
+    assert f"cannot be saved: {model.summary.unsaved}" in str(model.summary)
+    assert f"save_pretrained will refuse it: {model.summary.unsaved}" in caplog.text
+    with pytest.raises(ArtifactError, match="halved"):
         model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_was_edited_is_not_saved_as_it_was(tmp_path: Path) -> None:
+    model = c.fresh(saved.mite())
+    model.save_pretrained(tmp_path / "before")
+    conv = next(n for n in model.graph.graph.nodes if n.target is torch.ops.fxquant.conv2d.default)
+    conv.args = (*conv.args[:-1], "reference")
+    model.graph.recompile()
+    with pytest.raises(ArtifactError, match=r"model\.graph was changed"):
+        model.save_pretrained(tmp_path / "after")
+    loaded = fxquant.load(tmp_path / "before")
+    loaded.graph = model.graph
+    with pytest.raises(ArtifactError, match=r"model\.graph was changed"):
+        loaded.save_pretrained(tmp_path / "after")
+
+
+class Grouped(torch.nn.Module):
+    """Layers that stay float unasked: a grouped convolution, and a weight that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(4, 16, 3, padding=1)
+        self.grouped = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.weight = torch.nn.Parameter(torch.randn(4, 16, 1, 1))
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        weight = self.weight * timestep.mean().cos()
+        return torch.nn.functional.conv2d(self.grouped(self.conv(sample)), weight)
+
+
+def test_layers_that_stayed_float_unasked_survive(tmp_path: Path) -> None:
+    model = c.compiled(Grouped().eval(), c.mite_calls(), c.float32())
+    model.save_pretrained(tmp_path)
+    loaded = fxquant.load(tmp_path)
+    assert len(model.summary.fallbacks) > 0
+    assert loaded.summary.fallbacks == model.summary.fallbacks
+    for batch, side in ((2, 8), (3, 12)):
+        call = torch.randn(batch, 4, side, side), torch.arange(float(batch))
+        assert torch.equal(loaded(*call), model(*call))
 
 
 def test_an_unknown_backend_is_refused_before_anything_is_read(tmp_path: Path) -> None:
