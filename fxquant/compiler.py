@@ -28,6 +28,7 @@ from fxquant.graph.runner import Record
 from fxquant.graph.signature import Signature
 from fxquant.graph.specialise import device_of
 from fxquant.graph.stages import OBSERVERS
+from fxquant.graph.unwrap import unwrap
 from fxquant.kernels.cuda import build
 from fxquant.kernels.dispatch import BACKENDS
 from fxquant.kernels.machine import Machine, detect
@@ -38,6 +39,7 @@ from fxquant.recipe import Recipe
 from fxquant.reconstruction.checkpoint import UnitReport
 from fxquant.reconstruction.training import Training, train
 from fxquant.runtime.artifact import origin_of, read
+from fxquant.runtime.face import face_of
 from fxquant.runtime.model import QuantizedModel, class_for, output_class, output_for
 from fxquant.runtime.pack import pack_weights
 from fxquant.runtime.placement import place
@@ -94,6 +96,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     recipe = training.apply(Recipe.parse(recipe))
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
     device = device_of(model)
     options = Options(recipe, detect(str(device)), check_backend(backend), device.type, progress)
     logs.configure()
@@ -132,6 +135,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         config=getattr(model, "config", None),
         output=output_class(type(model)),
         origin=origin_of(lowered, bound, original, len(calls), timesteps_of(signature, calls)),
+        face=face_of(model),
     )
 
 
