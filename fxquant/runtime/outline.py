@@ -30,12 +30,12 @@ class Outline(Tensor):
     """Shape, dtype and device of a tensor that is not there."""
 
     place: str
+    _is_param: bool
 
-    @staticmethod
-    def __new__(
-        cls, tensor: Tensor, device: torch.device | None = None, place: str = ""
-    ) -> Outline:
-        made = Tensor._make_wrapper_subclass(
+    @classmethod
+    def of(cls, tensor: Tensor, device: torch.device | None = None, place: str = "") -> Outline:
+        """Of a tensor, as if it were on `device`."""
+        made: Outline = Tensor._make_wrapper_subclass(
             cls, tensor.shape, dtype=tensor.dtype, device=device or tensor.device
         )
         made.place = place
@@ -230,7 +230,7 @@ class _Copier:
 
     def _tensor(self, tensor: Tensor, place: str) -> Tensor:
         if id(tensor) not in self._done:
-            self._done[id(tensor)] = Outline(tensor, self._device, place.removeprefix("."))
+            self._done[id(tensor)] = Outline.of(tensor, self._device, place.removeprefix("."))
         return self._done[id(tensor)]
 
     def value(self, value: Any) -> Any:

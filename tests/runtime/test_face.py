@@ -36,8 +36,7 @@ ASKED = re.compile(rf"\bself\.(?:{DENOISERS})((?:\.[A-Za-z_]\w*)+)")
 
 @functools.cache
 def asked_by_pipelines() -> tuple[str, ...]:
-    """Every attribute that diffusers' pipelines and loaders read of a denoiser, "config.in_channels"
-    say."""
+    """What diffusers' pipelines and loaders read of a denoiser: "config.in_channels", say."""
     root = Path(diffusers.__file__).parent
     files = [f for folder in ("pipelines", "loaders") for f in (root / folder).rglob("*.py")]
     found = {m[1][1:] for f in files for m in ASKED.finditer(f.read_text(encoding="utf-8"))}
@@ -269,7 +268,7 @@ def assignments(model: Any) -> Iterator[Any]:
     yield lambda: model.down_blocks.append(nn.Linear(1, 1))
     yield lambda: model.mid_block._modules.pop("resnets")
     yield lambda: model.mid_block.register_forward_hook(print)
-    yield lambda: model.mid_block.half()
+    yield model.mid_block.half
     yield lambda: model.mid_block.load_state_dict({})
     yield lambda: model.register_to_config(sample_size=9)
     yield lambda: setattr(model.conv_in.weight, "data", torch.zeros(16, 4, 3, 3))
@@ -300,9 +299,9 @@ def values(weight: Any) -> Iterator[Any]:
     yield lambda: weight + 1
     yield lambda: weight.data.mul_(2)
     yield lambda: weight.sum().item()
-    yield lambda: weight.clone()
-    yield lambda: weight.numpy()
-    yield lambda: weight.tolist()
+    yield weight.clone
+    yield weight.numpy
+    yield weight.tolist
     yield lambda: weight.to(torch.float16)
     yield lambda: torch.nn.init.zeros_(weight)
     yield lambda: pickle.dumps(weight)
