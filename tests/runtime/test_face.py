@@ -9,7 +9,7 @@ import io
 import pickle
 import re
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ def wan() -> nn.Module:
     ).eval()
 
 
-MISSING = object()
+MISSING = type("Missing", (), {})()
+UNSAVED = ("_use_default_values", "_name_or_path")
 
 
 def read(model: Any, chain: str) -> Any:
@@ -105,10 +106,13 @@ def kind(value: Any) -> Any:
         return value.dtype, value.shape, isinstance(value, nn.Parameter)
     if isinstance(value, nn.Module):
         return value.__class__, str(value)
-    if isinstance(value, dict):
-        return {key: type(item) if not isinstance(item, nn.Module) else item.__class__
-                for key, item in value.items()}  # fmt: skip
-    return "a function" if callable(value) else value
+    if isinstance(value, list | tuple):  # a saved config has lists for tuples
+        return [kind(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: kind(value[key]) for key in value if key not in UNSAVED}
+    if isinstance(value, bool | int | float | str):
+        return value
+    return "a function" if callable(value) else type(value)
 
 
 def check_answers(model: nn.Module, ask: Any, chains: Iterable[str]) -> int:
