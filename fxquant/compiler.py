@@ -40,6 +40,7 @@ from fxquant.graph.runner import Record
 from fxquant.graph.signature import Signature
 from fxquant.graph.specialise import device_of
 from fxquant.graph.stages import OBSERVERS
+from fxquant.graph.unwrap import unwrap
 from fxquant.kernels.cuda import build
 from fxquant.kernels.dispatch import BACKENDS
 from fxquant.kernels.machine import Machine, detect
@@ -51,6 +52,7 @@ from fxquant.recipe import Recipe
 from fxquant.reconstruction.checkpoint import UnitReport
 from fxquant.reconstruction.training import Training, train
 from fxquant.runtime.artifact import origin_of, read
+from fxquant.runtime.face import face_of
 from fxquant.runtime.model import QuantizedModel, class_for, output_class, output_for
 from fxquant.runtime.pack import pack_weights
 from fxquant.runtime.placement import place
@@ -109,6 +111,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     training = Training(iters, time_budget, memory_budget, resume)
     recipe = training.apply(Recipe.parse(recipe))
     check_module(model)
+    model = unwrap(model)
     device = device_of(model)
     options = Options(recipe, detect(str(device)), check_backend(backend), device.type, progress)
     logs.configure()
@@ -159,6 +162,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         config=getattr(model, "config", None),
         output=quantised.output or output_class(type(model)),
         origin=origin,
+        face=face_of(model),
     )
 
 

@@ -12,6 +12,8 @@
     │   └── KernelBuildError  a kernel did not compile (in fxquant.kernels.jit)
     ├── ModelError          MODEL on the command line is not what the command needs
     ├── ArtifactError       a saved model is damaged, foreign or newer, or cannot be written
+    ├── FaceError           a change that belongs to the float model was asked of a compiled one
+    │   └── FaceAttributeError  neither has this attribute (an AttributeError, too)
     ├── CheckpointError     a folder of checkpoints is damaged or belongs to another run
     ├── EvaluationError     a figure was asked for that this model or installation cannot give
     └── SettingError        an environment variable or an output place cannot be used
@@ -72,6 +74,14 @@ class ModelError(FxquantError):
 
 class ArtifactError(FxquantError):
     """A saved model cannot be read or written; the message names the file and the field."""
+
+
+class FaceError(FxquantError):
+    """A compiled model was asked for what only the module it came from can do."""
+
+
+class FaceAttributeError(FaceError, AttributeError):
+    """Neither a compiled model nor its original has this attribute; hasattr() says so."""
 
 
 class CheckpointError(FxquantError):

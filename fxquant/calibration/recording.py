@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxquant.graph.unwrap import unwrapped
+
 Call = dict[str, Any]
 
 
@@ -60,7 +62,7 @@ def watching(model: nn.Module, see: Callable[[Mapping[str, Any]], None]) -> Iter
     Copies it makes are plain tensors: pipelines run in inference mode at will, and what is copied
     there could never meet autograd again. TypeError, as from forward, when a call does not fit.
     """
-    signature = inspect.signature(model.forward)
+    signature = inspect.signature(unwrapped(model).forward)
 
     def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = signature.bind(*args, **kwargs).arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
@@ -9,7 +10,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from diffusers.utils import BaseOutput
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxquant.calibration.calls import check_values
-from fxquant.errors import BackendError, CallError
+from fxquant.errors import ArtifactError, BackendError, CallError, FaceError
 from fxquant.graph.signature import Signature
-from fxquant.quant.table import ActivationTable
+from fxquant.quant.table import ActivationTable, nearest
 from fxquant.recipe import Recipe
 from fxquant.runtime.artifact import fingerprint, save
 from fxquant.runtime.cuda_graph import CapturedSteps
+from fxquant.runtime.exportable import exportable
+from fxquant.runtime.face import Face, NoFace, rebuilt
 from fxquant.runtime.manifest import Origin
 from fxquant.runtime.program import Program
 from fxquant.runtime.replay import ReplayedSteps
@@ -52,6 +55,9 @@ class QuantizedModel(nn.Module):
     may call at once. Weights are int8 or packed int4 buffers. The precision is the recipe's: asking
     for another dtype with `.to()` changes nothing and says so.
 
+    What it lacks, its face answers (`fxquant.runtime.face`): the original's submodules, attributes
+    and methods that read. Methods and assignments that would change the original are refused.
+
     Attributes:
         graph: the lowered fx.GraphModule; it takes the flat tensors of `signature` and a table row.
         table: activation scales and zero points by timestep.
@@ -64,7 +70,10 @@ class QuantizedModel(nn.Module):
 
     Args:
         owned: the tensors belong to this model alone and need not be copied.
+        face: the original's; by default made again from class and config when it is asked for.
     """
+
+    original: ClassVar[type[nn.Module] | None] = None
 
     def __init__(
         self,
@@ -78,6 +87,7 @@ class QuantizedModel(nn.Module):
         output: type[Any] | None = None,
         origin: Origin | None = None,
         owned: bool = False,
+        face: Face | NoFace | None = None,
     ):
         super().__init__()
         self.graph = graph
@@ -94,6 +104,69 @@ class QuantizedModel(nn.Module):
             _own_tensors(self)
         self._served = self._uncaptured()
         self.eval()
+        self._face: Face | NoFace | None = face
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or "_face" not in self.__dict__:
+                raise
+        return self._seen().answer(name, self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_internal_dict":  # where diffusers writes a config
+            name = "config"
+        if self._is_own(name) or not self._seen().check_assignment(name, value):
+            super().__setattr__(name, value)
+
+    def _is_own(self, name: str) -> bool:
+        """Is this the compiled model's, not its face's?"""
+        state = self.__dict__
+        parts = ("_modules", "_buffers", "_parameters")
+        held = name in state or any(name in state[part] for part in parts)
+        return held or "_face" not in state or hasattr(type(self), name)
+
+    def _seen(self) -> Face | NoFace:
+        if self._face is None:
+            self._face = rebuilt(self.original, self.config, self.dtype, self.device)
+        return self._face
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def __copy__(self) -> QuantizedModel:
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ArtifactError(
+            "a compiled model is not pickled, nor is it written by torch.save: its kernels were "
+            "chosen for this machine. model.save_pretrained(folder) writes it as data, and "
+            "fxquant.load(folder) reads it on any machine; torch.save(model.state_dict(), file) "
+            "keeps the tensors alone"
+        )
+
+    def train(self, mode: bool = True) -> QuantizedModel:
+        """Stay in eval mode.
+
+        Raises:
+            FaceError: training mode was asked for.
+        """
+        if mode:
+            raise FaceError(
+                "a compiled model is not trained: it has integer weights and no gradients. Train "
+                "the float model, then compile it again: fxquant.compile(model, calls)"
+            )
+        return super().train(mode)
+
+    def requires_grad_(self, requires_grad: bool = True) -> QuantizedModel:
+        """Stay without gradients; raises FaceError where they are asked for, as `train` does."""
+        return self.train() if requires_grad else self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,14 +177,25 @@ class QuantizedModel(nn.Module):
     def device(self) -> torch.device:
         return self.table.values.device
 
-    @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's forward.
 
         Raises:
             CallError: arguments, or sizes, other than those the model was captured with; or NaN,
                 with `check_inputs`.
+            FaceError: torch.export calls; see `exportable`.
         """
+        if torch.compiler.is_exporting():
+            raise FaceError(
+                "torch.export cannot name this model's tensors, which begin with 'graph', a word "
+                "of its own: export model.exportable() instead, with the same arguments, or use "
+                "that in the module that you export"
+            )
+        return self.serve(*args, **kwargs)
+
+    @torch.no_grad()
+    def serve(self, *args: Any, **kwargs: Any) -> Any:
+        """What `forward` returns."""
         tensors = self.signature.flatten(args, kwargs)
         if self.check_inputs:
             check_values(self.signature, tensors)
@@ -141,6 +225,8 @@ class QuantizedModel(nn.Module):
         index = self.signature.timestep_index
         if self.table.values.shape[0] == 1 or index is None:
             return self._step(tensors, self.table.row(0))
+        if torch.compiler.is_exporting():
+            return self._step(tensors, self._exported_row(tensors[index], alike))
         if alike:
             return self._step(tensors, self.table.rows(tensors[index].reshape(-1)[:1])[0])
         groups = self.table.group(tensors[index].reshape(-1))
@@ -165,6 +251,18 @@ class QuantizedModel(nn.Module):
                 "this model's inputs cannot be split by sample; call it for each timestep alone"
             )
         return [t[chosen] if f else t for t, f in zip(tensors, factors, strict=True)]
+
+    def _exported_row(self, timestep: Tensor, alike: bool) -> Tensor:
+        """The row as an exported program looks it up: without a word outside the known range."""
+        if not alike:
+            raise CallError(
+                "torch.export takes one timestep for a whole batch where the table has several "
+                "rows: samples whose timesteps use different rows run apart, and how many parts "
+                "there are depends on the values. Export with a 0-d timestep, or a model compiled "
+                "with timestep_groups=1"
+            )
+        table = self.table
+        return table.values[table.groups[nearest(table.timesteps, timestep[:1].float())]][0]
 
     def _step(self, tensors: Sequence[Tensor], row: Tensor) -> Tensor:
         served = self._served
@@ -191,6 +289,14 @@ class QuantizedModel(nn.Module):
         program = Program(self.graph)
         self._served = _Served(program, CapturedSteps(program))
         return self
+
+    def exportable(self) -> nn.Module:
+        """This model for torch.export.export(model.exportable(), args, kwargs).
+
+        It holds the model itself, not a copy. The exported program calls fxquant's operators, so
+        what loads it imports fxquant first.
+        """
+        return exportable(self)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model for `fxquant.load`: weights and table as they are, the graph as data.
@@ -268,7 +374,7 @@ def class_for(original: type[nn.Module]) -> type[QuantizedModel]:
     return type(
         f"Quantized{original.__name__}",
         (QuantizedModel,),
-        {"forward": forward, "__module__": __name__},
+        {"forward": forward, "original": original, "__module__": __name__},
     )
 
 
