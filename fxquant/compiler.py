@@ -376,19 +376,24 @@ def observe(
         )
     lookup = ActivationTable(torch.zeros(groups, 0, 2), distinct, rows)
     device = device_of(graph)
+    index, times = signature.timestep_index, list[float]()
     for call in logs.progress(calls, "calibrate", "call", show=progress):
-        index = signature.timestep_index
         t = call[index].cpu() if index is not None else torch.zeros(1)
-        group = lookup.group(t.reshape(-1).expand(max(t.numel(), call[0].shape[0])))
+        t = t.reshape(-1).expand(max(t.numel(), call[0].shape[0]))  # one for each sample
+        times += t.tolist()
+        group = lookup.group(t)
         inputs = [*(tensor.to(device) for tensor in call), group.to(device)]
         with torch.no_grad():
             if compare:
                 compare(call, functools.partial(graph, *inputs))
             else:
                 graph(*inputs)
-    group = lookup.group(torch.tensor(timesteps)).tolist()
     edges = observed_edges(graph)
-    notes = judge(dict(zip(edge_names(graph), edges, strict=True)), timesteps, group)
+    notes = judge(
+        dict(zip(edge_names(graph), edges, strict=True)),
+        [] if index is None else times,
+        lookup.group(torch.tensor(times)).tolist(),
+    )
     tell(notes)
     table = settle(edges, distinct, rows).to(device)
     table.notes = notes

@@ -109,7 +109,8 @@ def with_fixed_sides(plan: Plan) -> Plan:
 def have_one_size(environment: Any, values: Sequence[Tensor]) -> bool:
     """Did the tracer find that what is made of heights and widths has one value? Learned positions
     do that: height times width is then a number, though neither of them is."""
-    sides = [side for value in values if value.ndim >= _IMAGE for side in value.shape[-2:]]
+    images = [value for value in values if value.ndim >= _IMAGE]
+    sides: list[Any] = [side for value in images for side in value.shape[-2:]]
     symbols = {s for side in sides if isinstance(side, torch.SymInt) for s in _symbols(side)}
     equations = [g.expr for g in environment.guards if isinstance(g.expr, sympy.Eq)]
     for equation in equations if symbols else ():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from fxquant.errors import CaptureError
 
@@ -107,7 +108,7 @@ def _tensors(model: nn.Module) -> Iterator[str]:
                 f"{name} is on the meta device, where tensors have no values. Load the weights "
                 "first: from_pretrained, or model.to_empty(device=...) and load_state_dict"
             )
-        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedTensorMixin):
             yield f"{name} is not initialised yet. Call the module once first"
         yield from _kind_of_tensor(name, tensor)
     if len(devices) > 1:

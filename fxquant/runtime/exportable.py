@@ -13,7 +13,7 @@ def exportable(model: Any) -> nn.Module:
     """A module that holds `model` and has the signature of its forward."""
 
     def forward(self: _Exportable, *args: Any, **kwargs: Any) -> Any:
-        return self.model.serve(*args, **kwargs)
+        return self.model.serve(*args, **kwargs)  # type: ignore[operator]
 
     forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
     return type("Exportable", (_Exportable,), {"forward": forward})(model)

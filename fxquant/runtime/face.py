@@ -153,7 +153,7 @@ def rebuilt(
         return NoFace(f"it was saved without a config, and {original.__name__} is made from one")
     try:
         with torch.device("meta"):
-            made: nn.Module = original.from_config(dict(config))  # type: ignore[attr-defined]
+            made: nn.Module = original.from_config(dict(config))
             return Face(outline(nn.Module.to(made, dtype), device))
     except Exception as error:  # noqa: BLE001 - the constructors of eighty classes, and their code
         return NoFace(

@@ -44,7 +44,7 @@ class Outline(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Tensor:
         if function is torch.ops.aten.detach.default:
@@ -63,7 +63,7 @@ class Outline(Tensor):
 
     numpy = tolist = storage = untyped_storage = data_ptr = __reduce_ex__ = _values
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Outline({self.place}: {self.dtype} {list(self.shape)} on {self.device})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Outline:
@@ -209,7 +209,7 @@ class _Copier:
     def module(self, module: nn.Module) -> nn.Module:
         if id(module) in self._done:
             return self._done[id(module)]
-        made: Any = object.__new__(_fixed(type(module)))
+        made: Any = object.__new__(_fixed(type(module)))  # type: ignore[arg-type]
         self._done[id(module)] = made
         blank = nn.Module().__dict__
         own = {k: v for k, v in module.__dict__.items() if k not in blank and k not in _LEFT_OUT}
