@@ -14,12 +14,19 @@ from torch.fx import GraphModule
 from fxquant.errors import CaptureError
 from fxquant.graph.limits import Guard, Limits
 from fxquant.graph.signature import Signature
+from fxquant.graph.specialise import device_of
 from fxquant.graph.structure import taken_apart
 
 log = logging.getLogger(__name__)
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}  # of the relative L2 error
 _COARSE = 5e-2  # of 16-bit floats, whose rounding a deep network amplifies
+
+_STATE = (
+    "Its forward depends on something besides its inputs and weights: state that it keeps between "
+    "calls, Python's or NumPy's random numbers, or the time. Make that an argument, or compile the "
+    "submodule without it"
+)
 
 
 class UnfaithfulError(CaptureError):
@@ -91,9 +98,7 @@ def check(
     raise UnfaithfulError(
         f"what torch.export made of {type(model).__name__} is not what the module computes: for a "
         f"call with {shapes} the relative error is {error(found, expected):.3g}, before anything "
-        "is quantised. Its forward depends on something besides its inputs and weights: state "
-        "that it keeps between calls, Python's or NumPy's random numbers, the time, or whether "
-        "there is one sample. Make that an argument, or compile the submodule without it"
+        f"is quantised. {_STATE}"
     )
 
 
@@ -127,7 +132,8 @@ class Comparison:
     """Compares a float graph with its module on calibration calls, as `compiler.observe` runs them.
 
     One call of each combination of sizes is compared, and one sample by itself: the tracer takes
-    for granted that there are several, and a model may do something else for one.
+    for granted that there are several, and a model may do something else for one. A module that
+    keeps state between calls differs in the second call, if not in the first.
 
     Attributes:
         signature: the graph's, with limits that refuse single samples where it does.
@@ -139,6 +145,7 @@ class Comparison:
         self.expected: Tensor | None = None
         self._model, self._floats = model, floats
         self._seen: set[tuple[torch.Size, ...]] = set()
+        self._calls = 0
 
     def __call__(self, tensors: Sequence[Tensor], run: Callable[[], Tensor]) -> None:
         """See one call.
@@ -150,12 +157,13 @@ class Comparison:
             UnfaithfulError: it is not the module's.
         """
         key = tuple(t.shape for t in tensors)
-        if key in self._seen or any(t.is_meta for t in tensors):
+        self._calls += 1
+        is_new = key not in self._seen or self._calls == 2
+        if not is_new or any(t.is_meta for t in (*tensors, *self._model.parameters())):
             run()
             return
         self._seen.add(key)
-        device = next((t.device for t in self._floats.state_dict().values()), tensors[0].device)
-        given = [t.to(device) for t in tensors]
+        given = [t.to(device_of(self._floats)) for t in tensors]
         expected = check(self._model, self.signature, given, run, self._floats)
         if self.expected is None:
             self.expected = expected
@@ -163,27 +171,32 @@ class Comparison:
 
     def _try_one_sample(self, tensors: Sequence[Tensor], expected: Tensor) -> None:
         limits = self.signature.limits
-        factors = limits.batch_factors()
         batch = limits.shapes[0][0] if limits.shapes else 1
         if not isinstance(batch, str) or tensors[0].shape[0] == 1:
             return
+        factors = limits.batch_factors()
         one = [t[:rows] if rows else t for t, rows in zip(tensors, factors, strict=True)]
-        with torch.no_grad(), same_draws():
-            try:
-                found = self._floats(*one)
-            except RuntimeError:
-                found = expected.new_zeros(0)
-        rows = expected.shape[0] // tensors[0].shape[0] if expected.ndim else 0
-        if agrees(found, expected[:rows]):
+        if self._is_same(one) or _draws(self._floats):
             return
-        try:
-            with same_draws():
-                alone = run_model(self._model, self.signature, one)
-            if agrees(found, alone) or _draws(self._floats):
-                return
-        except Exception as refusal:  # noqa: BLE001 - whatever it is, the model takes no single one
-            log.debug("the model takes no single sample: %s", refusal)
+        with same_draws():
+            again = run_model(self._model, self.signature, tensors)
+        if not agrees(again, expected):
+            raise UnfaithfulError(
+                f"{type(self._model).__name__} returned two results for one call. {_STATE}"
+            )
         guard = Guard(f"{batch} > 1", f"{type(self._model).__name__} itself")
         self.signature = dataclasses.replace(
             self.signature, limits=Limits(limits.shapes, (*limits.guards, guard))
         )
+
+    @torch.no_grad()
+    def _is_same(self, tensors: Sequence[Tensor]) -> bool:
+        """Do graph and module agree on this call?"""
+        try:
+            with same_draws():
+                expected = run_model(self._model, self.signature, tensors)
+            with same_draws():
+                return agrees(self._floats(*tensors), expected)
+        except Exception as refusal:  # noqa: BLE001 - whatever it is, the call is not for both
+            log.debug("no single sample: %s", refusal)
+            return False
