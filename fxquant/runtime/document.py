@@ -170,6 +170,11 @@ class Blueprint:
         return [(n.name, n.meta["val"].ndim) for n in nodes]
 
     @property
+    def examples(self) -> list[Tensor]:
+        """Example values of the inputs that calls give."""
+        return [n.meta["val"] for n in placeholders(self._scaffold)[:-1]]
+
+    @property
     def rows(self) -> int:
         """Number of activation quantisers."""
         return int(self._nodes[ROW].meta["val"].shape[0])
@@ -217,7 +222,7 @@ class Blueprint:
         }
 
     def _read_inputs(self, field: Field) -> None:
-        for item in field.items(64):
+        for item in field.items(1024):
             entry = item.record(("name", "dtype", "shape", "notes"))
             node = self._add(entry["name"], "placeholder", entry["name"].text(NODE_NAME), (), {})
             node.meta = {"custom": {"fxquant": read_notes(entry["notes"])}}
