@@ -222,7 +222,7 @@ class Blueprint:
         }
 
     def _read_inputs(self, field: Field) -> None:
-        for item in field.items(64):
+        for item in field.items(1024):
             entry = item.record(("name", "dtype", "shape", "notes"))
             node = self._add(entry["name"], "placeholder", entry["name"].text(NODE_NAME), (), {})
             node.meta = {"custom": {"fxquant": read_notes(entry["notes"])}}

@@ -9,7 +9,7 @@ a graph whose sizes are even only because the model asked cannot be traced again
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from fxquant.errors import ArtifactError
+from fxquant.graph.limits import size_names, written
 from fxquant.graph.size_expressions import evaluate, is_condition, names_in, parse, to_text
 from fxquant.runtime.fields import Field
 
@@ -55,7 +56,7 @@ def describe(inputs: Iterable[Tensor]) -> Described:
         ArtifactError: a size that is no function of sizes which calls choose.
     """
     inputs = list(inputs)
-    names = _names(inputs)
+    names = size_names(inputs)
     every: list[Any] = [size for value in inputs for size in value.shape]
     sizes = [size for size in every if isinstance(size, torch.SymInt)]
     environment = sizes[0].node.shape_env if sizes else None
@@ -64,32 +65,6 @@ def describe(inputs: Iterable[Tensor]) -> Described:
         _facts(environment, names) if environment is not None else [],
         [[_written(size, names) for size in value.shape] for value in inputs],
     )
-
-
-def _names(inputs: Iterable[Tensor]) -> dict[sympy.Symbol, str]:
-    names: dict[sympy.Symbol, str] = {}
-    for value in inputs:
-        for size, letter in zip(value.shape, _letters(value.ndim), strict=True):
-            for symbol in _symbols(size):
-                if symbol not in names:
-                    names[symbol] = _fresh(letter, names.values())
-    return names
-
-
-def _letters(rank: int) -> Sequence[str]:
-    known = {4: "BChw", 5: "BCFhw"}.get(rank, "BLC")
-    return [known[i] if i < len(known) else "s" for i in range(rank)]
-
-
-def _fresh(letter: str, taken: Iterable[str]) -> str:
-    used = set(taken)
-    return next(n for n in (letter, *(f"{letter}{k}" for k in range(1, 1000))) if n not in used)
-
-
-def _symbols(size: Any) -> list[sympy.Symbol]:
-    if not isinstance(size, torch.SymInt):
-        return []
-    return sorted(size.node.expr.free_symbols, key=str)
 
 
 def _range(environment: Any, symbol: sympy.Symbol) -> list[int | None]:
@@ -116,13 +91,10 @@ def _facts(environment: Any, names: Mapping[sympy.Symbol, str]) -> list[str]:
 
 
 def _written(size: Any, names: Mapping[sympy.Symbol, str]) -> int | str:
-    if not _symbols(size):
-        return int(size)
     try:
-        text = to_text(size.node.expr, names).replace(" ", "")
+        return written(size, names)
     except ValueError as error:
         raise ArtifactError(f"the saved form cannot express an input size: {error}") from error
-    return text
 
 
 class Symbols:

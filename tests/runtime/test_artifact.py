@@ -252,9 +252,8 @@ def test_layers_that_stayed_float_unasked_survive(tmp_path: Path) -> None:
     loaded = fxquant.load(tmp_path)
     assert len(model.summary.fallbacks) > 0
     assert loaded.summary.fallbacks == model.summary.fallbacks
-    for batch, side in ((2, 8), (3, 12)):
-        call = torch.randn(batch, 4, side, side), torch.arange(float(batch))
-        assert torch.equal(loaded(*call), model(*call))
+    call = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 7.0])
+    assert torch.equal(loaded(*call), model(*call))
 
 
 def test_an_unknown_backend_is_refused_before_anything_is_read(tmp_path: Path) -> None:
