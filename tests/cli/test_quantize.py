@@ -103,6 +103,17 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path, refused):
     assert "is a file; name another folder" in message
 
 
+@pytest.mark.parametrize("name", ["", " "])
+@pytest.mark.parametrize("option", ["--out", "--resume", "--calib"])
+def test_an_empty_name_is_not_the_working_folder(option, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    others = [] if option == "--out" else ["--out", "out"]
+    with pytest.raises(SystemExit):
+        main(["quantize", "digits", *others, option, name])
+    assert f"argument {option}: it is empty: name a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("no_work")
 def test_an_artefact_is_not_quantised_again(artefact, tmp_path, refused):
     message = refused("quantize", artefact, "--out", str(tmp_path / "out"))

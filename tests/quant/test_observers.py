@@ -129,6 +129,6 @@ def test_with_one_row_the_group_does_not_matter() -> None:
 def test_observing_keeps_no_gradient_history() -> None:
     x = torch.ones(2, requires_grad=True)
     edge = ObservedEdge(QuantSpec(observer="moving_average"), 1)
-    edge(x * 2, torch.zeros(1)).sum().backward()
+    edge(x * 2, torch.zeros(1, dtype=torch.int64)).sum().backward()
     assert torch.equal(x.grad, torch.full((2,), 2.0))
     assert edge.rows[0].range() == (2.0, 2.0)

@@ -76,9 +76,9 @@ def grown(factor: float, count: int = 16) -> ObservedEdge:
 
 def test_a_range_for_timesteps_that_differ_is_named_with_a_remedy() -> None:
     times = [float(t) for t in range(16)]
-    edges = {"wide": grown(99), "wider": grown(200), "narrow": grown(8)}
+    edges = {"wide": grown(99), "wider": grown(150), "narrow": grown(8)}
     (said,) = judge(edges, times, [0] * 16)
-    assert "at wider (200x), wide (99x)," in said
+    assert "at wider (150x), wide (99x)," in said
     assert "narrow" not in said
     assert "timestep_groups=8" in said
     assert judge({"edge": grown(FACTOR)}, times, [0] * 16) == ()
@@ -216,7 +216,6 @@ def test_inputs_are_checked_on_request() -> None:
     model, call = c.fresh(c.shared_mite()), c.mite_calls(1)[0]
     assert not model.check_inputs
     call["sample"][0, 0] = NAN
-    assert torch.isfinite(c.result(model, call)).all(), "which is why one may ask"
     model.check_inputs = True
     with pytest.raises(CallError, match="sample holds NaN"):
         c.result(model, call)
@@ -231,13 +230,13 @@ class Together(nn.Module):
         self.tokens = nn.Parameter(torch.randn(7, 8))
         self.even = nn.Parameter(torch.randn(8, 8))
         self.many = nn.Parameter(torch.randn(9000, 8))
-        self.a, self.b, self.c, self.d, self.e = (nn.Linear(8, 8) for _ in range(5))
+        self.a, self.b, self.c, self.d, self.e, self.f = (nn.Linear(8, 8) for _ in range(6))
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         some = self.a(self.tokens * (1 + 0 * timestep.mean())).mean(0)
         even = self.b(self.even * (1 + timestep.mean() / 1000)).mean(0)
         mean = self.c(sample.mean((0, 1))) + self.d(sample.mean((0, 1))[None])[0]
-        return self.e(sample) + some + even + mean + self.d(self.many).mean(0)
+        return self.e(sample) + some + even + mean + self.f(self.many).mean(0)
 
 
 def together(batch: int) -> list[c.Call]:
@@ -257,7 +256,7 @@ def test_values_without_a_sample_are_quantised(batch: int, groups: int) -> None:
     torch.manual_seed(0)
     model, calls = Together().eval(), together(batch)
     quantised = c.compiled(model, calls, c.float32(keep_float=(), timestep_groups=groups))
-    assert quantised.summary.precision == {"w8a8": 6} | {}
+    assert quantised.summary.precision == {"w8a8": 6}
     for call in calls:
         assert relative_error(quantised(**call), model(**call).detach()) < 0.04
 

@@ -13,6 +13,7 @@ import fxquant
 from fxquant import QuantizedModel
 from fxquant.calibration import record_selected
 from fxquant.errors import CheckpointError, RecipeError
+from fxquant.reconstruction.reconstruct import default_budget
 from tests.runtime import compiled as c
 from tests.toy import relative_error
 
@@ -69,6 +70,18 @@ def test_a_saved_model_computes_what_was_learned(tmp_path: Path) -> None:
 def test_resume_takes_what_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = trained(resume=tmp_path).state_dict()
     assert (tmp_path / "unit_0000.safetensors").exists()
+    second = trained(resume=tmp_path).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_resume_takes_what_is_there_in_another_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default memory budget follows the container's limit, and is no part of the run."""
+    first = trained(resume=tmp_path).state_dict()
+    monkeypatch.setattr(
+        "fxquant.reconstruction.reconstruct.default_budget", lambda: 2 * default_budget()
+    )
     second = trained(resume=tmp_path).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
