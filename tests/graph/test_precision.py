@@ -228,7 +228,7 @@ def test_close_to_the_float_model(kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", [CalledT, Sizes, Rotary, OwnFloat, OddOperators])
+@pytest.mark.parametrize("kind", [Sizes, Rotary, OwnFloat, OddOperators])
 def test_models_of_16_bits(kind, dtype):
     model = kind().eval().to(dtype)
     call = inputs(model, dtype, 999)
