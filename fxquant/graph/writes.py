@@ -61,8 +61,21 @@ _NORMS: dict[Any, str] = {
 }
 
 
+_DRAWS = frozenset(
+    {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "log_normal_",
+     "cauchy_"}
+)  # fmt: skip
+"""They fill a tensor with random numbers and do not ask what was in it."""
+
+
 def _functional(gm: GraphModule, node: Node) -> Node:
     pure, given = _pure(_overload(node)), bound(node)
+    if _overload(node)._opname in _DRAWS:  # in this dtype and order, however others compute
+        blank = {
+            "dtype": given["self"].meta["val"].dtype,
+            "memory_format": torch.contiguous_format,
+        }
+        given["self"] = call(gm, aten.zeros_like.default, (given["self"],), blank, like=node)
     defaults = {a.name: a.default_value for a in _overload(node)._schema.arguments}
     needed = [a.name for a in pure._schema.arguments if not a.has_default_value()]
     given = {**{name: defaults[name] for name in needed}, **given}
@@ -124,6 +137,7 @@ def _copied(gm: GraphModule, node: Node) -> Node:
 
 
 def _filled(gm: GraphModule, node: Node) -> Node:
+    """A number everywhere."""
     given = bound(node)
     return call(gm, aten.full_like.default, (given["self"], given.get("value", 0)), like=node)
 
