@@ -59,7 +59,7 @@ def written(node: Node) -> dict[str, Node]:
 
 def sharing(node: Node) -> Sharing:
     """What memory the result of a call lies in."""
-    if node.op != "call_function":
+    if node.op != "call_function" or not (writes(node) or _tensors(node)):
         return Sharing()
     if node.target is getitem:
         return Sharing((node.all_input_nodes[0],))

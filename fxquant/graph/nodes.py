@@ -241,6 +241,18 @@ def replace(old: Node, new: Node) -> None:
     old.graph.erase_node(old)
 
 
+def is_random(node: Node) -> bool:
+    """Does a call draw new numbers: is its value no function of its inputs?"""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    schema = node.target._schema  # type: ignore[union-attr]
+    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+    chance, training = given.get("dropout_p", given.get("p", 1)), given.get("train", True)
+    if "dropout" in schema.name:
+        return bool(chance) and bool(training)
+    return node.target is not SDPA or bool(given.get("dropout_p"))
+
+
 def is_symbolic(node: Node) -> bool:
     """Is the node a size computation (a number or a condition, not a tensor)?"""
     numbers = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)

@@ -7,7 +7,7 @@ arguments have the same names and types; `add.out` likewise, without what it onl
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,14 +61,29 @@ _NORMS: dict[Any, str] = {
 }
 
 
+_DRAWS = frozenset(
+    {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "log_normal_",
+     "cauchy_"}
+)  # fmt: skip
+"""They fill a tensor with random numbers and do not ask what was in it."""
+
+
 def _functional(gm: GraphModule, node: Node) -> Node:
     pure, given = _pure(_overload(node)), bound(node)
+    if _overload(node)._opname in _DRAWS:  # in this dtype and order, however others compute
+        blank = {
+            "dtype": given["self"].meta["val"].dtype,
+            "memory_format": torch.contiguous_format,
+        }
+        given["self"] = call(gm, aten.zeros_like.default, (given["self"],), blank, like=node)
     defaults = {a.name: a.default_value for a in _overload(node)._schema.arguments}
     needed = [a.name for a in pure._schema.arguments if not a.has_default_value()]
-    given = {**{name: defaults[name] for name in needed}, **given}
+    if "self" in given:
+        given[pure._schema.arguments[0].name] = given["self"]
+    given = {**{name: defaults[name] for name in needed if name not in given}, **given}
     positional = [a.name for a in pure._schema.arguments if not a.kwarg_only]
     count = 1 + max(k for k, name in enumerate(positional) if name in given)
-    args = tuple(given.get(name, defaults[name]) for name in positional[:count])
+    args = tuple(given[name] if name in given else defaults[name] for name in positional[:count])
     named = [a.name for a in pure._schema.arguments if a.kwarg_only and a.name in given]
     return call(gm, pure, args, {name: given[name] for name in named}, like=node)
 
@@ -82,13 +97,18 @@ def _overload(node: Node) -> OpOverload:
 def _pure(target: OpOverload) -> OpOverload:
     """The operator of the same arguments that returns what `target` writes."""
     schema = target._schema
-    kept = [(a.name, str(a.type)) for a in schema.arguments if not a.is_out]
+    kept = _kinds([a for a in schema.arguments if not a.is_out])
     name = target._opname
     for packet in (name.removesuffix("_"), name, f"{name.removesuffix('_')}_functional"):
         for pure in _overloads(target.namespace, packet):
-            if [(a.name, str(a.type)) for a in pure._schema.arguments] == kept:
+            if _kinds(pure._schema.arguments) == kept:
                 return pure
     raise NoCounterpartError("no operator returns what it writes")
+
+
+def _kinds(arguments: Sequence[Any]) -> list[tuple[str, str]]:
+    """Names and types; what is written is `self` here and may be `input` there."""
+    return [(a.name if k else "self", str(a.type)) for k, a in enumerate(arguments)]
 
 
 def _overloads(namespace: str, name: str) -> list[OpOverload]:
@@ -124,6 +144,7 @@ def _copied(gm: GraphModule, node: Node) -> Node:
 
 
 def _filled(gm: GraphModule, node: Node) -> Node:
+    """A number everywhere."""
     given = bound(node)
     return call(gm, aten.full_like.default, (given["self"], given.get("value", 0)), like=node)
 

@@ -7,14 +7,22 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from fxquant.graph.nodes import CONSTANTS, attribute, get_attr, is_symbolic, replace, set_buffer
+from fxquant.graph.nodes import (
+    CONSTANTS,
+    attribute,
+    get_attr,
+    is_random,
+    is_symbolic,
+    replace,
+    set_buffer,
+)
 from fxquant.graph.options import Options
 
 _LARGEST = 1 << 16  # elements: frequency tables and the like, never a weight
 
 
 def fold_constants(gm: GraphModule, *, options: Options) -> GraphModule:
-    """Small input-free subexpressions become buffers.
+    """Small input-free subexpressions become buffers; random numbers are drawn in every call.
 
         %arange: f32[16] = arange(0, 16)
         %exp: f32[16] = exp(%arange)
@@ -37,7 +45,7 @@ def fold_constants(gm: GraphModule, *, options: Options) -> GraphModule:
 
 
 def _is_foldable(node: Node, values: dict[Node, Tensor]) -> bool:
-    if node.op != "call_function" or is_symbolic(node):
+    if node.op != "call_function" or is_symbolic(node) or is_random(node):
         return False
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or not all(isinstance(s, int) for s in value.shape):

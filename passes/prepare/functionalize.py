@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
@@ -14,7 +15,7 @@ from torch.fx.node import map_aggregate
 from fxquant.errors import CaptureError
 from fxquant.graph.aliases import Sharing, closure, writes, written
 from fxquant.graph.dump import line
-from fxquant.graph.nodes import aten, attribute, call, calls, replace
+from fxquant.graph.nodes import aten, attribute, call, calls, is_random, replace
 from fxquant.graph.options import Options
 from fxquant.graph.source import source_line
 from fxquant.graph.views import NoInverseError, Value, again, alike, scattered
@@ -51,6 +52,7 @@ def functionalize(gm: GraphModule, *, options: Options) -> GraphModule:
     _fill_empty(gm)
     for node in gm.graph.nodes:
         _check(gm, node)
+        _draw_as_captured(node)
     starts = [target for node in gm.graph.nodes for target in written(node).values()]
     if starts:
         _Walk(gm, closure(starts)).run()
@@ -246,8 +248,24 @@ _ZEROS: dict[Any, tuple[Any, int]] = {  # and how many of the arguments
 }
 
 
+def _draw_as_captured(node: Node) -> None:
+    """randn_like(x) gives other numbers where `x` has another dtype or layout, as it will have."""
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema else []
+    if is_random(node) and "dtype" in names:
+        node.kwargs = {**node.kwargs, "dtype": node.meta["val"].dtype}
+        if "memory_format" in names and node.meta["val"].is_contiguous():
+            node.kwargs = {**node.kwargs, "memory_format": torch.contiguous_format}
+
+
 def _check(gm: GraphModule, node: Node) -> None:
-    """Refuse writes that have no argument of their own."""
+    """Refuse state that is none of the graph's tensors, and writes into several at once."""
+    if is_random(node) and isinstance(node.kwargs.get("generator"), Node):
+        raise CaptureError(
+            f"{line(node)} ({source_line(node)}) draws from a generator of the model's own, and a "
+            "compiled model keeps nothing from one call to the next; draw from torch's "
+            "(torch.manual_seed), or take the noise as an argument of forward"
+        )
     if writes(node) and len(written(node)) != 1:
         raise _refused(node, "it fills several tensors; use an operation that returns them")
     norm = hidden_write(node)

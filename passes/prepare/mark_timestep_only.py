@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule
 
-from fxquant.graph.nodes import is_symbolic, write_note
+from fxquant.graph.nodes import is_random, is_symbolic, write_note
 from fxquant.graph.options import Options
 from fxquant.graph.signature import TIMESTEP
 
@@ -20,7 +20,7 @@ def mark_timestep_only(gm: GraphModule, *, options: Options) -> GraphModule:
     for node in gm.graph.nodes:
         if node.op == "placeholder" and node.name == TIMESTEP:
             marked.add(node)
-        if node.op != "call_function" or is_symbolic(node):
+        if node.op != "call_function" or is_symbolic(node) or is_random(node):
             continue
         tensors = [n for n in node.all_input_nodes if n.op != "get_attr" and not is_symbolic(n)]
         if tensors and all(n in marked for n in tensors):

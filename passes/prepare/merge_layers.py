@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from fxquant.graph.nodes import is_layer, replace
+from fxquant.graph.nodes import is_layer, is_random, replace
 from fxquant.graph.options import Options
 
 
@@ -38,7 +37,7 @@ def merge_layers(gm: GraphModule, *, options: Options) -> GraphModule:
 
 def _value(node: Node, first: dict[Node, Node]) -> Hashable:
     """Equal for nodes that compute the same: the target, and the first node of every input."""
-    if node.op not in ("call_function", "get_attr") or _is_random(node):
+    if node.op not in ("call_function", "get_attr") or is_random(node):
         return node
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     return (node.op, node.target, repr(spec), *(_leaf(leaf, first) for leaf in leaves))
@@ -46,7 +45,3 @@ def _value(node: Node, first: dict[Node, Node]) -> Hashable:
 
 def _leaf(leaf: Any, first: dict[Node, Node]) -> Hashable:
     return first[leaf] if isinstance(leaf, Node) else (type(leaf), repr(leaf))
-
-
-def _is_random(node: Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

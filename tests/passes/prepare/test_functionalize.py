@@ -253,6 +253,14 @@ def chained(m, x):
     return m.relu(h - 1) + h
 
 
+def functions_in_place(m, x):
+    h = x * 2
+    nn.functional.dropout(h, 0.5, False, inplace=True)
+    nn.functional.leaky_relu_(h, 0.2)
+    h[~(h > 0)] *= -1
+    return nn.functional.silu(h, inplace=True)
+
+
 def left_behind(m, x):
     h = x * 2
     flat = h.view(h.shape[0], -1)
@@ -272,7 +280,8 @@ ALL = [
     dropout_that_drops_nothing, masked, flat, permuted, reshape_that_is_a_view, in_a_loop,
     reshape_that_copies, contiguous_that_is_the_same, contiguous_that_copies, complex_parts,
     as_complex, diagonal, exotic_views, given_memory, other_shapes_of_itself, other_dtypes,
-    indexed, free_sizes, overlapping_slices, chained, left_behind, copy_of_a_buffer,
+    indexed, free_sizes, functions_in_place, overlapping_slices, chained, left_behind,
+    copy_of_a_buffer,
 ]  # fmt: skip
 
 
