@@ -162,7 +162,7 @@ def _weights(module: nn.Module, name: str, old: Tensor, gain: float) -> Tensor:
         return 0.1 * fresh
     if name == "weight" and old.ndim == 1:  # of a norm
         return 1 + 0.2 * fresh
-    if name == "weight":
+    if name == "weight" and old.numel():
         return fresh * gain / math.sqrt(old.numel() / old.shape[0])
     if old.ndim == 0:
         return 0.5 + 0.2 * fresh

@@ -139,7 +139,7 @@ def _hunyuan_controlled(scene: Scene) -> tuple[Any, Any]:
     """Residuals arrive in a list that the model pops from."""
     args, kwargs = _hunyuan(scene)
     count = (scene.height // 2) * (scene.width // 2)
-    samples = [0.3 * scene.batched(count, 32) for _ in range(2)]
+    samples = [0.3 * scene.batched(count, 32)]
     return args, {**kwargs, "controlnet_block_samples": samples}
 
 

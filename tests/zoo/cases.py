@@ -1,0 +1,12 @@
+"""Every case, from the files by family."""
+
+from __future__ import annotations
+
+from tests.zoo import image_transformers, packed_transformers, unets
+from tests.zoo.case import Case
+
+CASES: tuple[Case, ...] = (
+    *unets.CASES,
+    *image_transformers.CASES,
+    *packed_transformers.CASES,
+)
