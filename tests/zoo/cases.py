@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from tests.zoo import image_transformers, packed_transformers, unets
+from tests.zoo import (
+    image_transformers,
+    packed_transformers,
+    unets,
+    video_transformers,
+    video_unets,
+)
 from tests.zoo.case import Case
 
 CASES: tuple[Case, ...] = (
     *unets.CASES,
     *image_transformers.CASES,
     *packed_transformers.CASES,
+    *video_unets.CASES,
+    *video_transformers.CASES,
 )

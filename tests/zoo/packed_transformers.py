@@ -185,7 +185,7 @@ def qwen(scene: Scene, *, masked: bool = True) -> dict[str, Any]:
 QWEN: dict[str, Any] = {
     "in_channels": 16,
     "out_channels": 4,
-    "num_layers": 2,
+    "num_layers": 1,
     **HEADS,
     "joint_attention_dim": TEXT,
     "axes_dims_rope": (2, 2, 4),
@@ -203,7 +203,7 @@ def _qwen_edit(scene: Scene) -> dict[str, Any]:
 def _qwen_controlled(scene: Scene) -> dict[str, Any]:
     call = qwen(scene)
     call.pop("guidance")
-    samples = [0.3 * scene.batched(scene.height * scene.width, 32) for _ in range(2)]
+    samples = [0.3 * scene.batched(scene.height * scene.width, 32)]
     return {**call, "controlnet_block_samples": samples}
 
 
@@ -329,7 +329,7 @@ CASES = (
         make(
             "Ideogram4Transformer2DModel",
             in_channels=16,
-            num_layers=2,
+            num_layers=1,
             attention_head_dim=16,
             num_attention_heads=2,
             intermediate_size=48,
@@ -346,7 +346,7 @@ CASES = (
         make(
             "Krea2Transformer2DModel",
             in_channels=16,
-            num_layers=2,
+            num_layers=1,
             **HEADS,
             num_key_value_heads=2,
             intermediate_size=48,
@@ -405,7 +405,7 @@ CASES = (
             "NucleusMoEImageTransformer2DModel",
             in_channels=16,
             out_channels=4,
-            num_layers=2,
+            num_layers=1,
             **HEADS,
             joint_attention_dim=TEXT,
             axes_dims_rope=(2, 2, 4),
@@ -460,7 +460,7 @@ CASES = (
             "QwenImage21Transformer2DModel",
             in_channels=16,
             out_channels=16,
-            num_layers=2,
+            num_layers=1,
             num_attention_heads=2,
             attention_head_dim=16,
             context_in_dim=TEXT,
