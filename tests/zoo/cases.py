@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from tests.zoo import (
+    audio,
+    controls,
     image_transformers,
     packed_transformers,
+    priors,
     unets,
     video_transformers,
     video_unets,
@@ -17,4 +20,7 @@ CASES: tuple[Case, ...] = (
     *packed_transformers.CASES,
     *video_unets.CASES,
     *video_transformers.CASES,
+    *audio.CASES,
+    *priors.CASES,
+    *controls.CASES,
 )

@@ -519,7 +519,7 @@ CASES = (
         "video",
         make(
             "ConsisIDTransformer3DModel",
-            **COGVIDEO,
+            **{**COGVIDEO, "num_attention_heads": 3},
             use_rotary_positional_embeddings=True,
             is_train_face=True,
             cross_attn_interval=1,
