@@ -72,7 +72,7 @@ def _audioldm2_model() -> nn.Module:
         layers_per_block=1,
         norm_num_groups=8,
         attention_head_dim=4,
-        cross_attention_dim=(None, 20, TEXT),
+        cross_attention_dim=((None, 20, TEXT), (None, 20, TEXT)),
     )
 
 
