@@ -191,8 +191,13 @@ CASES = (
         _audioldm,
         other=Size(16, 8),
     ),
-    Case("AudioLDM2UNet2DConditionModel", "audio", _audioldm2_model, _audioldm2,
-         other=Size(16, 8, 3, 9)),
+    Case(
+        "AudioLDM2UNet2DConditionModel",
+        "audio",
+        _audioldm2_model,
+        _audioldm2,
+        other=Size(16, 8, 3, 9),
+    ),
     Case(
         "StableAudioDiTModel",
         "audio",

@@ -6,6 +6,7 @@ from tests.zoo import (
     audio,
     controls,
     image_transformers,
+    mixtures,
     packed_transformers,
     priors,
     unets,
@@ -23,4 +24,5 @@ CASES: tuple[Case, ...] = (
     *audio.CASES,
     *priors.CASES,
     *controls.CASES,
+    *mixtures.CASES,
 )

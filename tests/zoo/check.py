@@ -109,9 +109,7 @@ def _try(case: Case, recipe: str, verdict: Verdict) -> None:
 
 def _compile(case: Case, model: nn.Module, recipe: str, verdict: Verdict) -> nn.Module | None:
     """The compiled model; None, and the verdict filled in, where it was refused by name."""
-    scenes = [
-        Scene(case.batch, case.size, t, seed, case.dtype) for seed, t in enumerate(TIMESTEPS)
-    ]
+    scenes = [Scene(case.batch, case.size, t, seed, case.dtype) for seed, t in enumerate(TIMESTEPS)]
     calls = [as_call(model, *case.arguments(scene)) for scene in scenes]
     passes: list[str] = []
     started = time.perf_counter()
@@ -124,7 +122,9 @@ def _compile(case: Case, model: nn.Module, recipe: str, verdict: Verdict) -> nn.
             verdict.where = _frames(error)
             raise Failed(_said(error)) from error
         if CALIBRATING in passes:
-            raise Failed(f"refused only after calibration (last pass {passes[-1]}): {error}") from error
+            raise Failed(
+                f"refused only after calibration (last pass {passes[-1]}): {error}"
+            ) from error
         verdict.outcome, verdict.why = REFUSED, _said(error)
         return None
     finally:
@@ -139,9 +139,7 @@ def as_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _serve(
-    compiled: nn.Module, model: nn.Module, case: Case, scene: Scene, what: str
-) -> float:
+def _serve(compiled: nn.Module, model: nn.Module, case: Case, scene: Scene, what: str) -> float:
     """The relative error of a call.
 
     Raises:
@@ -157,7 +155,12 @@ def _serve(
 
 
 def _elsewhere(
-    compiled: nn.Module, model: nn.Module, case: Case, batch: int | None, size: Size | None, what: str
+    compiled: nn.Module,
+    model: nn.Module,
+    case: Case,
+    batch: int | None,
+    size: Size | None,
+    what: str,
 ) -> str:
     """Whether it serves there: "yes", or the refusal, which names what is fixed."""
     if batch is None or size is None:

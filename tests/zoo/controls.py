@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 from tests.zoo.case import Case, Scene, Size
-from tests.zoo.image_transformers import HUNYUAN, OTHER, SANA, SD3, hunyuan_conditions, make, sana, sd3
+from tests.zoo.image_transformers import (
+    HUNYUAN,
+    OTHER,
+    SANA,
+    SD3,
+    hunyuan_conditions,
+    make,
+    sana,
+    sd3,
+)
 from tests.zoo.packed_transformers import FLUX, QWEN, flux, qwen, tokens
 
 TEXT = 32
@@ -31,9 +40,7 @@ _CONTROL: dict[str, Any] = {
 
 def _picture(scene: Scene) -> torch.Tensor:
     """The condition, in pixels: eight a latent."""
-    return torch.rand(
-        scene.batch, 3, 8 * scene.height, 8 * scene.width, generator=scene.generator
-    )
+    return torch.rand(scene.batch, 3, 8 * scene.height, 8 * scene.width, generator=scene.generator)
 
 
 def _controlnet(scene: Scene) -> tuple[Any, Any]:
@@ -99,7 +106,9 @@ def _xs() -> nn.Module:
 
 
 def _xs_call(scene: Scene) -> dict[str, Any]:
-    picture = torch.rand(scene.batch, 3, 2 * scene.height, 2 * scene.width, generator=scene.generator)
+    picture = torch.rand(
+        scene.batch, 3, 2 * scene.height, 2 * scene.width, generator=scene.generator
+    )
     return {
         "sample": scene.image(4),
         "timestep": scene.scalar(),
@@ -189,8 +198,9 @@ def _adapter(kind: str, **settings: Any) -> Any:
 
 
 CASES = (
-    Case("ControlNetModel", "control", make("ControlNetModel", **_CONTROL), _controlnet,
-         other=TALL),
+    Case(
+        "ControlNetModel", "control", make("ControlNetModel", **_CONTROL), _controlnet, other=TALL
+    ),
     Case(
         "ControlNetModel: XL",
         "control",
@@ -237,8 +247,7 @@ CASES = (
         _sparse,
         other=Size(16, 8, 4, 9),
     ),
-    Case("FluxControlNetModel", "control", make("FluxControlNetModel", **FLUX), _flux,
-         other=OTHER),
+    Case("FluxControlNetModel", "control", make("FluxControlNetModel", **FLUX), _flux, other=OTHER),
     Case(
         "FluxControlNetModel: union",
         "control",
@@ -267,8 +276,7 @@ CASES = (
         _qwen,
         other=OTHER,
     ),
-    Case("SanaControlNetModel", "control", make("SanaControlNetModel", **SANA), _sana,
-         other=OTHER),
+    Case("SanaControlNetModel", "control", make("SanaControlNetModel", **SANA), _sana, other=OTHER),
     Case("SD3ControlNetModel", "control", make("SD3ControlNetModel", **SD3), _sd3, other=OTHER),
     Case(
         "SD3MultiControlNetModel",

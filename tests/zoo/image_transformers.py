@@ -743,8 +743,9 @@ CASES = (
         _prx,
         other=OTHER,
     ),
-    Case("SanaTransformer2DModel", "image", make("SanaTransformer2DModel", **SANA), sana,
-         other=OTHER),
+    Case(
+        "SanaTransformer2DModel", "image", make("SanaTransformer2DModel", **SANA), sana, other=OTHER
+    ),
     Case(
         "SanaTransformer2DModel: sprint",
         "image",
@@ -761,8 +762,7 @@ CASES = (
         _sana_controlled,
         other=OTHER,
     ),
-    Case("SD3Transformer2DModel", "image", make("SD3Transformer2DModel", **SD3), sd3, other=OTHER,
-         quick=True),
+    Case("SD3Transformer2DModel", "image", make("SD3Transformer2DModel", **SD3), sd3, other=OTHER),
     Case(
         "SD3Transformer2DModel: 3.5",
         "image",

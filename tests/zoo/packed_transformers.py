@@ -266,8 +266,14 @@ CASES = (
         _chroma,
         other=OTHER,
     ),
-    Case("FluxTransformer2DModel", "image", make("FluxTransformer2DModel", **FLUX), flux,
-         other=OTHER, quick=True),
+    Case(
+        "FluxTransformer2DModel",
+        "image",
+        make("FluxTransformer2DModel", **FLUX),
+        flux,
+        other=OTHER,
+        quick=True,
+    ),
     Case(
         "FluxTransformer2DModel: bfloat16",
         "image",
@@ -430,8 +436,13 @@ CASES = (
         _ovis,
         other=OTHER,
     ),
-    Case("QwenImageTransformer2DModel", "image", make("QwenImageTransformer2DModel", **QWEN), qwen,
-         other=OTHER),
+    Case(
+        "QwenImageTransformer2DModel",
+        "image",
+        make("QwenImageTransformer2DModel", **QWEN),
+        qwen,
+        other=OTHER,
+    ),
     Case(
         "QwenImageTransformer2DModel: full prompts",
         "image",

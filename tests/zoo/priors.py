@@ -134,9 +134,7 @@ def _proteina(scene: Scene) -> dict[str, Any]:
         "padding_mask": scene.mask(kind=torch.bool),
         "token_type": scene.integers(7, scene.batch, scene.tokens),
         "conditioning": {
-            "is_in_context_conditioning": torch.zeros(
-                scene.batch, scene.tokens, dtype=torch.bool
-            ),
+            "is_in_context_conditioning": torch.zeros(scene.batch, scene.tokens, dtype=torch.bool),
             "supports_local_latent": torch.ones(scene.batch, scene.tokens, dtype=torch.bool),
         },
         "recycle_depth": 0,
@@ -182,8 +180,14 @@ CASES = (
         other=Size(8, 12, 3, 9),
         prepare=_small_output,
     ),
-    Case("WuerstchenDiffNeXt", "image", _wuerstchen_decoder, _wuerstchen_decoder_call,
-         Size(16, 16), Size(16, 24, 3, 9)),
+    Case(
+        "WuerstchenDiffNeXt",
+        "image",
+        _wuerstchen_decoder,
+        _wuerstchen_decoder_call,
+        Size(16, 16),
+        Size(16, 24, 3, 9),
+    ),
     Case("UniDiffuserModel", "image", _unidiffuser, _unidiffuser_call, other=None),
     Case("UniDiffuserModel: prompt to image", "image", _unidiffuser, _text_to_image, other=None),
     Case(

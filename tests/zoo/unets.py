@@ -112,7 +112,9 @@ def _ip_adapter(model: Any) -> None:
         processors[name] = IPAdapterAttnProcessor2_0(width, TEXT, num_tokens=(2,))
     torch.manual_seed(0)
     model.set_attn_processor(processors)
-    projection = ImageProjection(image_embed_dim=16, cross_attention_dim=TEXT, num_image_text_embeds=2)
+    projection = ImageProjection(
+        image_embed_dim=16, cross_attention_dim=TEXT, num_image_text_embeds=2
+    )
     model.encoder_hid_proj = MultiIPAdapterImageProjection([projection])
     model.config.encoder_hid_dim_type = "ip_image_proj"
 
@@ -353,7 +355,7 @@ def _flat() -> nn.Module:
 
 
 CASES = (
-    Case("UNet2DModel", "image", unet(), _unconditional, other=TALL, quick=True),
+    Case("UNet2DModel", "image", unet(), _unconditional, other=TALL),
     Case(
         "UNet2DModel: classes, consistency",
         "image",
@@ -378,7 +380,7 @@ CASES = (
         lambda s: ((s.image(3), torch.full((s.batch,), 0.01 + s.t / 20)), {}),
         other=TALL,
     ),
-    Case("UNet2DConditionModel", "image", condition(), _positional, other=TALL, quick=True),
+    Case("UNet2DConditionModel", "image", condition(), _positional, other=TALL),
     Case(
         "UNet2DConditionModel: odd size",
         "image",
@@ -403,8 +405,13 @@ CASES = (
         other=TALL,
         dtype=torch.float16,
     ),
-    Case("UNet2DConditionModel: SDXL", "image", _sdxl(), lambda s: _positional(
-        s, added_cond_kwargs=_sdxl_conditions(s)), other=TALL),
+    Case(
+        "UNet2DConditionModel: SDXL",
+        "image",
+        _sdxl(),
+        lambda s: _positional(s, added_cond_kwargs=_sdxl_conditions(s)),
+        other=TALL,
+    ),
     Case(
         "UNet2DConditionModel: LCM guidance",
         "image",
@@ -548,8 +555,13 @@ CASES = (
         _kandinsky22_hint,
         other=TALL,
     ),
-    Case("UNet2DConditionModel: DeepFloyd IF", "image", condition(**_DEEPFLOYD), _deepfloyd,
-         other=TALL),
+    Case(
+        "UNet2DConditionModel: DeepFloyd IF",
+        "image",
+        condition(**_DEEPFLOYD),
+        _deepfloyd,
+        other=TALL,
+    ),
     Case(
         "UNet2DConditionModel: DeepFloyd IF upscaler",
         "image",
@@ -557,16 +569,27 @@ CASES = (
         _deepfloyd_upscaler,
         other=TALL,
     ),
-    Case("UNetFlatConditionModel", "other", _flat, lambda s: (
-        (s.batched(24, 1, 1), s.scalar()), {"encoder_hidden_states": s.text(TEXT)}), other=TALL),
-    Case("Kandinsky3UNet", "image", _kandinsky3, _kandinsky3_call, Size(16, 16), Size(24, 16, 3, 9)),
+    Case(
+        "UNetFlatConditionModel",
+        "other",
+        _flat,
+        lambda s: ((s.batched(24, 1, 1), s.scalar()), {"encoder_hidden_states": s.text(TEXT)}),
+        other=TALL,
+    ),
+    Case(
+        "Kandinsky3UNet", "image", _kandinsky3, _kandinsky3_call, Size(16, 16), Size(24, 16, 3, 9)
+    ),
     Case("DreamLiteUNetModel", "image", _dreamlite, _dreamlite_call, other=TALL),
     Case("UVit2DModel", "image", _uvit, _amused, other=TALL),
     Case(
         "StableCascadeUNet: prior",
         "image",
-        _cascade(clip_text_in_channels=24, clip_image_in_channels=20,
-                 timestep_conditioning_type=("sca", "crp"), switch_level=(False,)),
+        _cascade(
+            clip_text_in_channels=24,
+            clip_image_in_channels=20,
+            timestep_conditioning_type=("sca", "crp"),
+            switch_level=(False,),
+        ),
         _cascade_prior,
         other=TALL,
     ),

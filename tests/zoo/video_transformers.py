@@ -817,8 +817,14 @@ CASES = (
         _skyreels_forcing,
         other=OTHER,
     ),
-    Case("WanTransformer3DModel", "video", make("WanTransformer3DModel", **WAN), wan, other=OTHER,
-         quick=True),
+    Case(
+        "WanTransformer3DModel",
+        "video",
+        make("WanTransformer3DModel", **WAN),
+        wan,
+        other=OTHER,
+        quick=True,
+    ),
     Case(
         "WanTransformer3DModel: image to video",
         "video",

@@ -59,8 +59,12 @@ def _animatediff_xl(scene: Scene) -> tuple[Any, Any]:
     times = torch.tensor([1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]).repeat(scene.batch, 1)
     args, kwargs = _animatediff(scene)
     conditions = {"text_embeds": scene.batched(16), "time_ids": times}
-    return args, {**kwargs, "timestep_cond": None, "added_cond_kwargs": conditions,
-                  "return_dict": False}
+    return args, {
+        **kwargs,
+        "timestep_cond": None,
+        "added_cond_kwargs": conditions,
+        "return_dict": False,
+    }
 
 
 def _animatediff_controlled(scene: Scene) -> tuple[Any, Any]:
@@ -81,7 +85,10 @@ def _animatediff_controlled(scene: Scene) -> tuple[Any, Any]:
 
 def _svd(scene: Scene) -> tuple[Any, Any]:
     """StableVideoDiffusionPipeline: frames before channels, and a fractional timestep."""
-    return (scene.batched(scene.frames, 8, scene.height, scene.width), torch.tensor(scene.t / 500)), {
+    return (
+        scene.batched(scene.frames, 8, scene.height, scene.width),
+        torch.tensor(scene.t / 500),
+    ), {
         "encoder_hidden_states": scene.batched(1, TEXT),
         "added_time_ids": torch.tensor([[6.0, 127.0, 0.02]]).repeat(scene.batch, 1),
         "return_dict": False,
@@ -121,9 +128,7 @@ def _motion_adapter() -> nn.Module:
 
 def _temporal(scene: Scene) -> dict[str, Any]:
     return {
-        "hidden_states": scene.normal(
-            scene.batch * scene.frames, 32, scene.height, scene.width
-        ),
+        "hidden_states": scene.normal(scene.batch * scene.frames, 32, scene.height, scene.width),
         "num_frames": scene.frames,
         "return_dict": False,
     }
@@ -137,10 +142,10 @@ CASES = (
         _text_to_video,
         other=OTHER,
     ),
-    Case("UNetMotionModel", "video", make("UNetMotionModel", **_MOTION), _animatediff,
-         other=OTHER),
-    Case("UNetMotionModel: from an image model", "video", _motion_adapter, _animatediff,
-         other=OTHER),
+    Case("UNetMotionModel", "video", make("UNetMotionModel", **_MOTION), _animatediff, other=OTHER),
+    Case(
+        "UNetMotionModel: from an image model", "video", _motion_adapter, _animatediff, other=OTHER
+    ),
     Case(
         "UNetMotionModel: XL",
         "video",
