@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import torch
 
 from tests.zoo.cases import CASES
 from tests.zoo.check import judge, quiet
-from tests.zoo.table import as_markdown, as_line, tally
+from tests.zoo.table import as_line, as_markdown, tally
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "zoo.json"
@@ -37,7 +38,7 @@ def main() -> None:
         print(as_line(verdict), flush=True)
         results = {**_read(options.results), case.name: verdict}
         options.results.parent.mkdir(parents=True, exist_ok=True)
-        options.results.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        _write(options.results, results)
     known = [results[case.name] for case in CASES if case.name in results]
     if options.list:
         print("\n".join(as_line(row) for row in known))
@@ -48,6 +49,13 @@ def main() -> None:
 
 def _read(path: Path) -> dict[str, dict]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write(path: Path, results: dict[str, dict]) -> None:
+    """In one piece: another shard may be reading."""
+    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    fresh.replace(path)
 
 
 def _chosen(options: argparse.Namespace, results: dict[str, dict]):

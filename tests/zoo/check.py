@@ -59,11 +59,11 @@ class Verdict:
         return asdict(self)
 
 
-class Failed(Exception):
+class WrongError(Exception):
     """The case is judged "fails", for the reason given."""
 
 
-class Slow(BaseException):
+class SlowError(BaseException):
     """A case took longer than PATIENCE; no `except Exception` on the way may swallow it."""
 
 
@@ -76,11 +76,11 @@ def judge(case: Case, recipe: str = "w8a8-fast") -> Verdict:
         try:
             with _limited(PATIENCE), torch.no_grad():
                 _try(case, recipe, verdict)
-        except Failed as failed:
+        except WrongError as failed:
             verdict.outcome, verdict.why = FAILS, f"{verdict.why} {failed}".strip()
-        except Slow:
+        except SlowError:
             verdict.outcome, verdict.why = FAILS, f"took over {PATIENCE} s"
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a raw traceback is a verdict
             verdict.outcome, verdict.why = FAILS, _said(error)
             verdict.where = _frames(error)
     verdict.seconds = round(time.perf_counter() - started, 1)
@@ -120,9 +120,9 @@ def _compile(case: Case, model: nn.Module, recipe: str, verdict: Verdict) -> nn.
     except FxquantError as error:
         if isinstance(error, (PassError, InvariantError)) or _internal(error):
             verdict.where = _frames(error)
-            raise Failed(_said(error)) from error
+            raise WrongError(_said(error)) from error
         if CALIBRATING in passes:
-            raise Failed(
+            raise WrongError(
                 f"refused only after calibration (last pass {passes[-1]}): {error}"
             ) from error
         verdict.outcome, verdict.why = REFUSED, _said(error)
@@ -143,14 +143,14 @@ def _serve(compiled: nn.Module, model: nn.Module, case: Case, scene: Scene, what
     """The relative error of a call.
 
     Raises:
-        Failed: it is too large, or the outputs are not alike.
+        WrongError: it is too large, or the outputs are not alike.
     """
     try:
         got = _run(compiled, case, scene)
     except CallError:
         raise
     except FxquantError as error:
-        raise Failed(f"{what}: {_said(error)}") from error
+        raise WrongError(f"{what}: {_said(error)}") from error
     return _same(got, _run(model, case, scene), case.tolerance, what)
 
 
@@ -169,10 +169,10 @@ def _elsewhere(
         _serve(compiled, model, case, Scene(batch, size, SERVED, 200, case.dtype), what)
     except CallError as error:
         return f"{what}: {_said(error)}"
-    except Failed:
+    except WrongError:
         raise
     except Exception as error:
-        raise Failed(f"{what}: {_said(error)} at {' < '.join(_frames(error))}") from error
+        raise WrongError(f"{what}: {_said(error)} at {' < '.join(_frames(error))}") from error
     return "yes"
 
 
@@ -185,7 +185,7 @@ def _save(compiled: Any, case: Case, scene: Scene) -> str:
             got = _run(loaded, case, scene)
         except Exception as error:
             where = "" if isinstance(error, FxquantError) else f" at {' < '.join(_frames(error))}"
-            raise Failed(f"saving and loading: {_said(error)}{where}") from error
+            raise WrongError(f"saving and loading: {_said(error)}{where}") from error
         _same(got, expected, SAME, "the loaded model")
     return "yes"
 
@@ -199,7 +199,7 @@ def _same(got: list[Tensor], expected: list[Tensor], tolerance: float, what: str
     """The relative L2 error over all outputs together."""
     shapes, wanted = [tuple(t.shape) for t in got], [tuple(t.shape) for t in expected]
     if shapes != wanted:
-        raise Failed(f"{what}: outputs of shapes {shapes}, expected {wanted}")
+        raise WrongError(f"{what}: outputs of shapes {shapes}, expected {wanted}")
     flat, right = (torch.cat([t.detach().double().flatten() for t in ts]) for ts in (got, expected))
     error = float((flat - right).norm() / right.norm())
     if not error <= tolerance:
@@ -207,7 +207,7 @@ def _same(got: list[Tensor], expected: list[Tensor], tolerance: float, what: str
             round(float((g.double() - e.double()).norm() / e.double().norm()), 4)
             for g, e in zip(got, expected, strict=True)
         ]
-        raise Failed(f"{what}: rel {error:.4g} (allowed {tolerance:g}), by output {worst[:6]}")
+        raise WrongError(f"{what}: rel {error:.4g} (allowed {tolerance:g}), by output {worst[:6]}")
     return round(error, 5)
 
 
@@ -235,7 +235,7 @@ def _frames(error: BaseException) -> list[str]:
 @contextmanager
 def _limited(seconds: int) -> Iterator[None]:
     def stop(*_: object) -> None:
-        raise Slow
+        raise SlowError
 
     old: Callable[..., object] | int | None = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)

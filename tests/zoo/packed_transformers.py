@@ -12,7 +12,7 @@ from tests.zoo.image_transformers import HEADS, OTHER, TEXT, make
 
 
 def image_ids(scene: Scene, axes: int = 3) -> Tensor:
-    """Rows and columns of the packed latents, [H * W, axes]: no batch, as Flux's pipeline has it."""
+    """Rows and columns of the packed latents, [H * W, axes]; Flux's pipeline gives no batch."""
     ids = torch.zeros(scene.height, scene.width, axes)
     ids[..., 1] += torch.arange(scene.height)[:, None]
     ids[..., 2] += torch.arange(scene.width)[None]

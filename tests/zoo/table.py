@@ -6,6 +6,16 @@ from typing import Any
 
 from tests.zoo.case import FAILS, ONE_SIZE, REFUSED, WORKS
 
+HEAD = (
+    "class",
+    "pipeline kind",
+    "outcome",
+    "rel",
+    "other batch",
+    "other size",
+    "saved and loaded",
+    "note",
+)
 KINDS = ("image", "video", "audio", "prior", "control", "other")
 
 
@@ -26,8 +36,7 @@ def tally(rows: list[dict[str, Any]]) -> str:
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    head = "| class | pipeline kind | outcome | rel | other batch | other size | saved and loaded | note |"
-    lines = [head, "|" + "---|" * 8]
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     for row in sorted(rows, key=lambda row: KINDS.index(row["kind"])):
         rel = "" if row["rel"] is None else f"{row['rel']:.3f}"
         cells = [
