@@ -487,7 +487,7 @@ CASES = (
             num_embeds_ada_norm=10,
         ),
         _dit,
-        other=OTHER,
+        other=Size(12, 12),
         quick=True,
     ),
     Case(
