@@ -9,10 +9,12 @@ example each. Exit status 1 if there was a finding.
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.fuzz.generator import generate
@@ -65,26 +67,29 @@ def body(program: Program) -> str:
     return program.source.partition("from torch import nn\n")[2].strip()
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try programs until time or their number is up, or one breaks the law."""
     parser = argparse.ArgumentParser(prog="fuzz")
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--keep-going", action="store_true")
-    parser.add_argument("--minimise", type=float, default=60)
-    options = parser.parse_args()
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
+    parser.add_argument("--programs", type=int, default=None, help="instead of seconds")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="of the first; the next has seed + 1"
+    )
+    parser.add_argument("--keep-going", action="store_true", help="count causes, do not stop")
+    parser.add_argument("--minimise", type=float, default=60, help="seconds for every cause")
+    options = parser.parse_args(arguments)
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     tally = Tally()
     until = time.monotonic() + options.seconds
-    while time.monotonic() < until:
-        finding = one(seed, tally, options.minimise)
-        seed += 1
-        if finding and not options.keep_going:
+    for number in itertools.count():
+        done = number == options.programs if options.programs else time.monotonic() > until
+        if done or (one(seed + number, tally, options.minimise) and not options.keep_going):
             break
-    print(f"\n{sum(tally.programs.values())} programs: {dict(tally.programs)}")
+    print(f"\n{dict(tally.programs)}")
     for cause, count in tally.causes.most_common():
         print(f"{count:4} {cause}")
-    return bool(tally.causes)
+    return int(bool(tally.causes))
 
 
 if __name__ == "__main__":

@@ -82,19 +82,30 @@ class Program:
     @property
     def source(self) -> str:
         """The program as a file: imports, the class, how a call is made, at which sizes."""
-        init = [line for s in self.statements for line in s.init]
         body = [line for s in self.statements for line in s.lines]
         parameters = ", ".join(["self", *(a.name for a in self.arguments)])
         calls = ", ".join(f'"{a.name}": {a.made}' for a in self.arguments)
         text = [HEAD, "class Fuzzed(nn.Module):"]
         text += ["    def __init__(self):", "        super().__init__()"]
-        text += [f"        {line}" for line in init]
+        text += [f"        {line}" for line in self._init(body)]
         text += ["", f"    def forward({parameters}):"]
         text += [f"        {line}" for line in [*body, f"return {self._returned()}"]]
         text += ["", "def call(B, H, W, L):", f"    return {{{calls}}}", ""]
         text += [f"SIZES = {self.sizes}", f"OTHER = {self.other}"]
         text += [f"DTYPE = torch.{self.dtype}", ""]
         return "\n".join(text)
+
+    def _init(self, body: Sequence[str]) -> list[str]:
+        """Lines of __init__, without what templates made for a way that they did not choose."""
+        lines = [line for s in self.statements for line in s.init]
+        read = "\n".join(body)
+        kept: list[str] = []
+        for line in reversed(lines):
+            made = re.match(r'self\.(?:register_buffer\("(\w+)"|(\w+) =)', line)
+            if made is None or re.search(rf"\bself\.{made[1] or made[2]}\b", read):
+                kept.insert(0, line)
+                read += line.partition("=")[2]
+        return kept
 
     def _returned(self) -> str:
         """The last value, with what nothing else has read added to it as a number per sample."""
