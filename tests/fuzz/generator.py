@@ -39,7 +39,9 @@ def generate(rng: random.Random, most: int = 7, only: str = "") -> Program:
         w.finish(name)
     if w.choose(True, True, False):
         _last_layer(w)
-    return Program(tuple(w.arguments), tuple(w.statements), *_sizes(w), dtype=_dtype(w))
+    sizes, other = _sizes(w)
+    in_tuple = w.rng.randrange(6) == 0
+    return Program(tuple(w.arguments), tuple(w.statements), sizes, other, _dtype(w), in_tuple)
 
 
 def _arguments(w: Writer) -> None:
@@ -48,12 +50,7 @@ def _arguments(w: Writer) -> None:
     else:
         w.argument(w.choose(*_SAMPLES), "torch.randn(B, L, 16)", "tokens", ("B", "L", 16))
     if w.choose(True, False):
-        made = w.choose(
-            "torch.randint(0, 1000, (B,))",
-            "torch.randint(0, 1000, (B,)).float()",
-            "torch.rand(B) * 999",
-        )
-        w.argument(w.choose(*_TIMES), made, "time", ("B",))
+        _time(w)
     if w.choose(True, False, False):
         w.argument(w.choose(*_TEXTS), "torch.randn(B, L, 32)", "tokens", ("B", "L", 32))
         if w.choose(True, False):
@@ -65,6 +62,25 @@ def _arguments(w: Writer) -> None:
         kind = w.choose("", ".float()")
         name = w.choose("time_ids", "class_labels", "size", "positions")
         w.argument(name, f"torch.randint(0, 1100, (B, {n})){kind}", "ids", ("B", n))
+
+
+def _time(w: Writer) -> None:
+    """A timestep of every sample; now and then one number for all, spread out as diffusers does."""
+    name = w.choose(*_TIMES)
+    if w.rng.randrange(4):
+        made = w.choose(
+            "torch.randint(0, 1000, (B,))",
+            "torch.randint(0, 1000, (B,)).float()",
+            "torch.rand(B) * 999",
+        )
+        w.argument(name, made, "time", ("B",))
+        return
+    w.argument(name, w.choose("torch.randint(0, 1000, ())", "torch.tensor(501.0)", "501"))
+    first = w.arguments[0].name
+    w.line(f"if not torch.is_tensor({name}): {name} = torch.tensor([{name}])")
+    w.line(f"if {name}.ndim == 0: {name} = {name}[None]")
+    w.new("time", ("B",), f"{name}.expand({first}.shape[0])")
+    w.finish("time_of_number")
 
 
 def _first_layers(w: Writer) -> None:

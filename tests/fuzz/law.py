@@ -85,6 +85,10 @@ class Case:
     other: dict[str, int]
     dtype: torch.dtype
 
+    @property
+    def in_tuple(self) -> bool:
+        return isinstance(run(copy.deepcopy(self.model), self.call(self.sizes, 0)), tuple)
+
     def call(self, sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
         torch.manual_seed(1000 + seed)
         call = self.make(**sizes)
@@ -122,11 +126,15 @@ def _randomise(model: nn.Module) -> None:
             nn.init.uniform_(module.running_var, 0.7, 1.4)
 
 
-def run(model: nn.Module, call: dict[str, Any]) -> Tensor:
+def run(model: nn.Module, call: dict[str, Any]) -> Any:
     """A call's result, on a copy of the call (modules write into their arguments), seeded."""
     torch.manual_seed(7)
     with torch.no_grad():
-        result = model(**copy.deepcopy(call))
+        result: Any = model(**copy.deepcopy(call))
+    return result
+
+
+def only_tensor(result: Any) -> Tensor:
     return result[0] if isinstance(result, tuple) else result
 
 
@@ -138,7 +146,7 @@ def expected(case: Case, sizes: Mapping[str, int], seed: int) -> tuple[dict[str,
     """
     call = case.call(sizes, seed)
     try:
-        result = run(copy.deepcopy(case.model), call)
+        result = only_tensor(run(copy.deepcopy(case.model), call))
     except Exception as error:
         raise Invalid(f"{type(error).__name__}: {error}") from error
     if not torch.isfinite(result).all() or not result.any() or result.abs().max() > 1e4:
@@ -294,12 +302,15 @@ def _check_served(
             _check_named(case, refusal)
             outcome.other_refused = str(refusal)
             continue
+        if isinstance(result, tuple) != case.in_tuple:
+            raise Finding(stage, f"returns a {type(result).__name__}; the module does not")
+        result = only_tensor(result)
         if result.shape != wanted.shape or result.dtype != wanted.dtype:
             got = f"{result.dtype}{list(result.shape)}"
             raise Finding(where, f"gives {got}, not {wanted.dtype}{list(wanted.shape)}")
         error = _rel(result, wanted)
         if not error <= BASE:
-            noise = noisy(lambda c=call: run(copy.deepcopy(case.model), c), wanted)
+            noise = noisy(lambda c=call: only_tensor(run(copy.deepcopy(case.model), c)), wanted)
             if not error <= BASE + SLACK * noise:
                 raise Finding(where, f"rel {error:.2g}, allowed {BASE + SLACK * noise:.2g}")
             outcome.noise = max(outcome.noise, noise)

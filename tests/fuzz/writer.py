@@ -24,6 +24,37 @@ from torch import nn
 """
 
 
+BLOCKS = """\
+
+class Resnet(nn.Module):
+    def __init__(self, channels, time=0):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(4, channels), nn.Conv2d(channels, channels, 3, 1, 1)
+        self.norm2, self.conv2 = nn.GroupNorm(4, channels), nn.Conv2d(channels, channels, 3, 1, 1)
+        self.time = nn.Linear(time, channels) if time else None
+
+    def forward(self, x, emb=None):
+        h = self.conv1(F.silu(self.norm1(x)))
+        if emb is not None:
+            h = h + self.time(F.silu(emb))[:, :, None, None]
+        return x + self.conv2(F.dropout(F.silu(self.norm2(h)), 0.1, self.training))
+
+
+class Transformer(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 48), nn.GELU("tanh"), nn.Linear(48, width))
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+"""
+
+
 class NotApplicable(Exception):  # noqa: N818 - a template saying "not here", no error
     """There is no value that the template could read."""
 
@@ -78,6 +109,7 @@ class Program:
     sizes: dict[str, int]
     other: dict[str, int]
     dtype: str = "float32"
+    in_tuple: bool = False
 
     @property
     def source(self) -> str:
@@ -85,9 +117,11 @@ class Program:
         body = [line for s in self.statements for line in s.lines]
         parameters = ", ".join(["self", *(a.name for a in self.arguments)])
         calls = ", ".join(f'"{a.name}": {a.made}' for a in self.arguments)
-        text = [HEAD, "class Fuzzed(nn.Module):"]
+        made = self._init(body)
+        blocks = any("Resnet(" in line or "Transformer(" in line for line in made)
+        text = [HEAD, *([BLOCKS] if blocks else []), "class Fuzzed(nn.Module):"]
         text += ["    def __init__(self):", "        super().__init__()"]
-        text += [f"        {line}" for line in self._init(body)]
+        text += [f"        {line}" for line in made]
         text += ["", f"    def forward({parameters}):"]
         text += [f"        {line}" for line in [*body, f"return {self._returned()}"]]
         text += ["", "def call(B, H, W, L):", f"    return {{{calls}}}", ""]
@@ -115,7 +149,8 @@ class Program:
         unread = [v for v in [*made, *inputs] if v is not last and not self._is_read(v)]
         ones = ", 1" * (len(last.dims) - 1)
         extra = [f" + {v}.flatten(1).mean(1).reshape(-1{ones})" for v in unread[:2]]
-        return str(last) + "".join(extra)
+        made_of = str(last) + "".join(extra)
+        return f"({made_of},)" if self.in_tuple else made_of
 
     def _is_read(self, value: Value) -> bool:
         return any(s.reads(value.name) for s in self.statements)

@@ -175,6 +175,79 @@ def block(w: Writer) -> None:
     )
 
 
+@template(3)
+def blocks(w: Writer) -> None:
+    """Modules with modules inside, one after the other."""
+    if w.choose(True, False):
+        x = w.pick("image", channels={16, 32})
+        vectors = [v for v in w.values if v.kind == "vector"]
+        if vectors and w.choose(True, False):
+            block = w.layer(f"Resnet({x.channels}, time={vectors[-1].channels})")
+            w.like(x, f"{block}({x}, {vectors[-1]})")
+        else:
+            w.like(x, f"{w.layer(f'nn.Sequential(Resnet({x.channels}), nn.SiLU())')}({x})")
+        return
+    x = w.pick("tokens", channels={16, 32})
+    block = w.layer(f"Transformer({x.channels})")
+    w.like(x, w.choose(f"{block}({x})", f"{block}({block}({x}))"))
+
+
+@template()
+def depends_on_values(w: Writer) -> None:
+    """What no graph can hold: refused, with this line."""
+    x = w.pick(w.choose("image", "tokens"))
+    w.like(
+        x,
+        w.choose(
+            f"{x} * 2 if {x}.mean() > 0 else {x} * 3",
+            f"{x} * {x}.abs().max().item()",
+            f"{x} + {x}[{x} > 0].mean()",
+            f"{x} * float({x}.std())",
+            f"{x} + len({x}.flatten().tolist())",
+            f"{x} + ({x} > 0).nonzero().shape[0] / {x}.numel()",
+            f"{x} + torch.from_numpy({x}.detach().numpy())",
+        ),
+    )
+
+
+@template()
+def context(w: Writer) -> None:
+    """Under a context manager."""
+    x = w.pick(w.choose("image", "tokens"))
+    manager = w.choose(
+        "torch.no_grad()",
+        "torch.autocast('cpu', enabled=False)",
+        "torch.autocast('cpu', dtype=torch.bfloat16)",
+        "torch.device('cpu')",
+    )
+    weight = w.parameter(x.channels)
+    turned = f"{x}.movedim(1, -1)" if x.kind == "image" else str(x)
+    out = w.like(x, f"{x}")
+    back = ".movedim(-1, 1)" if x.kind == "image" else ""
+    square = w.layer(f"nn.Linear({x.channels}, {x.channels})")
+    w.line(f"with {manager}: {out} = ({square}({turned}) * {weight}){back}.to({x}.dtype)")
+
+
+@template()
+def hook(w: Writer) -> None:
+    x = w.pick("image", channels={16, 32})
+    layer = w.layer(f"nn.Conv2d({x.channels}, {x.channels}, 3, padding=1)")
+    w.init(
+        w.choose(
+            f"{layer}.register_forward_hook(lambda m, i, o: o * 2)",
+            f"{layer}.register_forward_pre_hook(lambda m, i: (i[0] + 1,))",
+        )
+    )
+    w.like(x, f"{layer}({x})")
+
+
+@template()
+def checkpointed(w: Writer) -> None:
+    x = w.pick("image", channels={16, 32})
+    layer = w.layer(f"nn.Conv2d({x.channels}, {x.channels}, 3, padding=1)")
+    w.like(x, f"torch.utils.checkpoint.checkpoint({layer}, {x}, use_reentrant=False)")
+
+
 @template()
 def values_made(w: Writer) -> None:
     """Constants made in forward, of sizes of the call or not."""
