@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,11 +19,12 @@ from torch.fx import GraphModule
 from fxquant import logs
 from fxquant.calibration.calls import read_calls, timesteps_of
 from fxquant.calibration.trajectories import SelectedCalls
-from fxquant.errors import ArtifactError, BackendError, CaptureError, PassError, near
+from fxquant.errors import ArtifactError, BackendError, CallError, CaptureError, PassError, near
 from fxquant.graph import runner
-from fxquant.graph.capture import capture
+from fxquant.graph.capture import Captured, capture_calls, check_module, formed
 from fxquant.graph.dumps import CAPTURE, OnPass, dumping
 from fxquant.graph.explain import fallbacks, refuse
+from fxquant.graph.faithful import Comparison
 from fxquant.graph.nodes import attribute
 from fxquant.graph.options import Options
 from fxquant.graph.runner import Record
@@ -55,6 +58,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     seed: int = 0,
     strict: bool = False,
     on_pass: OnPass | None = None,
+    dynamic: bool = True,
     iters: int | None = None,
     time_budget: float | None = None,
     memory_budget: int | None = None,
@@ -74,6 +78,8 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         seed: of everything random during calibration and reconstruction.
         strict: refuse instead of running anything on a slower path than planned.
         on_pass: called with a record of every pass, for dumps.
+        dynamic: False for a model that only takes the sizes of the calibration calls, batch
+            included. By default every size is free that the module itself leaves free.
         iters: optimiser steps of every unit, instead of the recipe's.
         time_budget: seconds for the reconstruction; iterations are cut short to meet it.
         memory_budget: bytes of cached activations that the reconstruction holds in memory; the
@@ -92,8 +98,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     """
     training = Training(iters, time_budget, memory_budget, resume)
     recipe = training.apply(Recipe.parse(recipe))
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     device = device_of(model)
     options = Options(recipe, detect(str(device)), check_backend(backend), device.type, progress)
     logs.configure()
@@ -101,7 +106,9 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     clock = Clock()
     signature, calls = read_calls(calib_loader, model)
     with _seeded(seed, device):
-        quantised = fake_quantise(model, signature, calls, options, clock, on_pass)
+        quantised = fake_quantise(model, signature, calls, options, clock, on_pass, dynamic)
+    signature = quantised.signature
+    calls = [signature.reformed(call) for call in calls]
     units: tuple[UnitReport, ...] = ()
     if recipe.reconstruction:
         with clock("reconstruct"):
@@ -116,7 +123,8 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
                 selected=isinstance(calib_loader, SelectedCalls),
                 show=progress,
             )
-        quantised, units = FakeQuantised(done.graph, done.table), done.units
+        quantised = dataclasses.replace(quantised, graph=done.graph, table=done.table)
+        units = done.units
     with clock("lower"):
         lowered = runner.run(pipelines.LOWER, quantised.graph, options, on_pass=on_pass)
     with clock("bind"):
@@ -130,7 +138,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         recipe=recipe,
         summary=summarise(bound, size_in_bytes(model), recipe.name, slow, clock.seconds, units),
         config=getattr(model, "config", None),
-        output=output_class(type(model)),
+        output=quantised.output or output_class(type(model)),
         origin=origin_of(lowered, bound, original, len(calls), timesteps_of(signature, calls)),
     )
 
@@ -220,14 +228,21 @@ def _note_missing_kernels(machine: Machine) -> None:
 
 @dataclass(frozen=True)
 class FakeQuantised:
-    """The simulated model: a float graph that takes flat tensors and rows of the table."""
+    """The simulated model: a float graph that takes flat tensors and rows of the table.
+
+    Attributes:
+        signature: with the sizes and the form of timestep that the graph takes.
+        output: the class of what the module returns, None for tensors, tuples, lists and dicts.
+    """
 
     graph: GraphModule
     table: ActivationTable
+    signature: Signature
+    output: type[Any] | None = None
 
-    def __call__(self, signature: Signature, tensors: Sequence[Tensor]) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """Run it; every sample uses the row of its own timestep."""
-        index = signature.timestep_index
+        index = self.signature.timestep_index
         rows = self.table.row(0) if index is None else self.table.rows(tensors[index])
         return self.graph(*tensors, rows)
 
@@ -254,27 +269,63 @@ def fake_quantise(
     options: Options,
     clock: Clock | None = None,
     on_pass: OnPass | None = None,
+    dynamic: bool = True,
 ) -> FakeQuantised:
     """capture, prepare, annotate, observe, fake-quant, group.
 
-    `on_pass` gets a record of capture, too.
+    The float graph is run beside the module, and a form of the timestep with which it computes
+    something else is not the one that the module takes.
+
+    Args:
+        signature, calls: as `read_calls` gives them.
+        on_pass: gets a record of capture, too.
     """
     clock = clock or Clock()
+    failure: CaptureError | None = None
+    for form in formed(signature):
+        try:
+            given = [form.reformed(call) for call in calls]
+            captured, graph, table = _observed(model, form, given, options, clock, on_pass, dynamic)
+        except (CaptureError, CallError) as error:
+            failure = failure or (error if isinstance(error, CaptureError) else None)
+            continue
+        with clock("quantise weights"):
+            graph = runner.run(pipelines.FAKE_QUANT, graph, options, on_pass=on_pass)
+        return FakeQuantised(graph, table, captured.signature, captured.output)
+    assert failure is not None
+    raise failure
+
+
+def _observed(
+    model: nn.Module,
+    signature: Signature,
+    calls: Sequence[Sequence[Tensor]],
+    options: Options,
+    clock: Clock,
+    on_pass: OnPass | None,
+    dynamic: bool,
+) -> tuple[Captured, GraphModule, ActivationTable]:
+    """The captured model, its observed graph and the ranges that were seen."""
     with clock("capture"):
         started = time.perf_counter()
-        first = [tensor.to(device_of(model)) for tensor in calls[0]]
-        graph = capture(model, (), signature.unflatten(first)).graph_module
+        device = device_of(model)
+        captured = capture_calls(
+            model, signature, [[t.to(device) for t in call] for call in calls], dynamic
+        )
         seconds = time.perf_counter() - started
+        graph = captured.graph_module
         if on_pass:
             on_pass(Record(CAPTURE, seconds, (0, len(graph.graph.nodes)), graph))
-        graph = runner.run(
-            (*pipelines.PREPARE, *pipelines.OBSERVE), graph, options, on_pass=on_pass
-        )
+        floats = runner.run(pipelines.PREPARE, graph, options, on_pass=on_pass)
+        graph = runner.run(pipelines.OBSERVE, floats, options, on_pass=on_pass)
     with clock("calibrate"):
-        table = observe(graph, signature, calls, options.recipe.timestep_groups, options.progress)
-    with clock("quantise weights"):
-        graph = runner.run(pipelines.FAKE_QUANT, graph, options, on_pass=on_pass)
-    return FakeQuantised(graph, table)
+        compare = Comparison(model, captured.signature, floats)
+        recipe = options.recipe
+        table = observe(
+            graph, captured.signature, calls, recipe.timestep_groups, options.progress, compare
+        )
+        captured = dataclasses.replace(captured, signature=compare.signature)
+    return captured, graph, table
 
 
 def observe(
@@ -283,10 +334,14 @@ def observe(
     calls: Sequence[Sequence[Tensor]],
     groups: int,
     progress: bool = False,
+    compare: Comparison | None = None,
 ) -> ActivationTable:
     """Run the calibration calls through an observed graph and settle the ranges.
 
     The distinct timesteps of the calls are split into `groups` contiguous groups, a table row each.
+
+    Args:
+        compare: is shown every call and a function that runs the graph on it.
     """
     timesteps = timesteps_of(signature, calls)
     distinct, rows = contiguous_groups(timesteps or [0.0], groups)
@@ -294,9 +349,14 @@ def observe(
     device = device_of(graph)
     for call in logs.progress(calls, "calibrate", "call", show=progress):
         index = signature.timestep_index
-        t = call[index].cpu() if index is not None else torch.zeros(call[0].shape[0])
+        t = call[index].cpu() if index is not None else torch.zeros(1)
+        group = lookup.group(t.reshape(-1).expand(max(t.numel(), call[0].shape[0])))
+        inputs = [*(tensor.to(device) for tensor in call), group.to(device)]
         with torch.no_grad():
-            graph(*(tensor.to(device) for tensor in call), lookup.group(t).to(device))
+            if compare:
+                compare(call, functools.partial(graph, *inputs))
+            else:
+                graph(*inputs)
     return settle(observed_edges(graph), distinct, rows).to(device)
 
 

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from fxquant.calibration.calls import read_calls
 from fxquant.compiler import FakeQuantised, fake_quantise
 from fxquant.graph import runner
-from fxquant.graph.capture import capture
+from fxquant.graph.capture import capture_calls
 from fxquant.graph.dump import dump
 from fxquant.graph.options import Options
 from fxquant.graph.signature import Signature
@@ -30,7 +30,7 @@ class Story:
         self.options = Options(recipe, machine=Machine.named("x86-vnni"))
         self.signature: Signature
         self.signature, self.calls = read_calls(models.calls("toy", 3, 2, 0), self.model)
-        captured = capture(self.model, (), self.signature.unflatten(self.calls[0]))
+        captured = capture_calls(self.model, self.signature, [self.calls[0]])
         self.graphs: dict[str, GraphModule] = {"capture": captured.graph_module}
         self.records: list[runner.Record] = []
         self.fake: FakeQuantised = fake_quantise(

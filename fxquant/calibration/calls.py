@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import CallError, LoaderError
-from fxquant.graph.signature import TOKENS, Signature, signature_of
+from fxquant.graph.signature import Signature, signature_of
 
 
 def read_calls(loader: Iterable[Any], model: nn.Module) -> tuple[Signature, list[list[Tensor]]]:
@@ -34,8 +34,6 @@ def read_calls(loader: Iterable[Any], model: nn.Module) -> tuple[Signature, list
             signature = signature or signature_of(model, args, kwargs)
             tensors = signature.flatten(args, kwargs)
             _check_values(signature, tensors)
-            if calls:
-                _check_alike(signature, calls[0], tensors)
         except CallError as error:
             raise CallError(f"calibration call {number}: {error}") from error
         calls.append(tensors)
@@ -45,19 +43,6 @@ def read_calls(loader: Iterable[Any], model: nn.Module) -> tuple[Signature, list
             "up; fxquant.calibration.record takes the calls of a sampler run"
         )
     return signature, calls
-
-
-def _check_alike(signature: Signature, first: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-    """Same kind of numbers, same channels and widths as the first call."""
-    for name, old, new in zip(signature.names, first, tensors, strict=True):
-        if old.is_floating_point() != new.is_floating_point():
-            raise CallError(f"{name} is {new.dtype}, in the first call it is {old.dtype}")
-        free = {0, 1} if name in TOKENS else {0, 2, 3} if old.ndim == 4 else {0}
-        if any(old.shape[d] != new.shape[d] for d in range(old.ndim) if d not in free):
-            raise CallError(
-                f"{name} has shape {tuple(new.shape)}, in the first call {tuple(old.shape)}; only "
-                "batch, height, width and prompt length may differ between calls"
-            )
 
 
 def as_arguments(item: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:

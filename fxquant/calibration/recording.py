@@ -29,8 +29,8 @@ def record(model: nn.Module, run: Callable[[], object], *, every: int = 1) -> li
 
     Returns:
         One dict a kept call: forward's arguments by name, as CPU copies of the given dtypes.
-        Nested dicts and tuples stay nested, None and return_dict are left out, and a number given
-        as timestep is a 0-d tensor.
+        Nested dicts, lists and tuples stay what they are, return_dict is left out, and a number
+        given as timestep is a 0-d tensor.
 
     Raises:
         ValueError: `every` is below 1, or `run` never called the model.
@@ -67,6 +67,8 @@ def watching(model: nn.Module, see: Callable[[Mapping[str, Any]], None]) -> Iter
         for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
                 bound |= bound.pop(name, {})
+            elif parameter.kind is parameter.VAR_POSITIONAL and name in bound:
+                bound[f"*{name}"] = bound.pop(name)  # as a Signature calls it
         bound.pop("return_dict", None)
         with torch.inference_mode(mode=False), torch.no_grad():
             see(bound)
@@ -95,11 +97,12 @@ def _call(arguments: Mapping[str, Any]) -> Call:
 
 
 def _copied(value: Any) -> Any:
-    """A copy on the CPU, through dicts and sequences. Dicts lose the entries that are None."""
+    """A copy on the CPU, through dicts, lists and tuples."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {name: _copied(item) for name, item in value.items() if item is not None}
+        return {name: _copied(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_copied(item) for item in value)
+        items = [_copied(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     return value

@@ -1,21 +1,19 @@
-"""Tensors by number, in memory up to a byte budget and in a folder beyond it."""
+"""Calls by number, in memory up to a byte budget and in a folder beyond it."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
-from fxquant.calibration.files import made, read_tensors, write_tensors
+from fxquant.calibration.files import made, read_call, write_call
 from fxquant.errors import SettingError
+from fxquant.graph.structure import FlatCall
 
 
 class Spill:
-    """Numbered dicts of tensors.
+    """Numbered calls.
 
     Once they would hold more bytes than the budget, all of them, the earlier ones too, are
     safetensors files in a folder, as `save_calls` writes them; what is read is mapped.
@@ -36,20 +34,20 @@ class Spill:
             raise SettingError(f"{folder} already holds calls; give a folder without any")
         self.byte_budget = byte_budget
         self._place = folder
-        self._held: dict[int, Mapping[str, Tensor]] = {}
+        self._held: dict[int, FlatCall] = {}
         self._files: dict[int, Path] = {}
 
-    def __setitem__(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+    def __setitem__(self, number: int, call: FlatCall) -> None:
         if self._files:
-            self._write(number, tensors)
+            self._write(number, call)
             return
-        self._held[number] = tensors
+        self._held[number] = call
         if sum(_bytes(t) for t in self._held.values()) > self.byte_budget:
             for key, held in self._held.items():
                 self._write(key, held)
             self._held = {}
 
-    def __getitem__(self, number: int) -> Mapping[str, Tensor]:
+    def __getitem__(self, number: int) -> FlatCall:
         """What was put there.
 
         Raises:
@@ -58,7 +56,7 @@ class Spill:
         """
         if number in self._held:
             return self._held[number]
-        return read_tensors(self._files[number])
+        return read_call(self._files[number])
 
     def __len__(self) -> int:
         return len(self._held) + len(self._files)
@@ -68,12 +66,12 @@ class Spill:
         """Where the files are; None while all is in memory."""
         return next(iter(self._files.values())).parent if self._files else None
 
-    def _write(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+    def _write(self, number: int, call: FlatCall) -> None:
         if self._place is None:
             self._place = tempfile.mkdtemp(prefix="fxquant-")
             weakref.finalize(self, shutil.rmtree, self._place, ignore_errors=True)
-        self._files[number] = write_tensors(made(self._place), number, tensors)
+        self._files[number] = write_call(made(self._place), number, call)
 
 
-def _bytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(t.nbytes for t in tensors.values())
+def _bytes(call: FlatCall) -> int:
+    return sum(t.nbytes for t in call.tensors.values())

@@ -11,7 +11,7 @@ trajectory, the UNet's inputs at one timestep (EDA-DM, arXiv 2401.04585).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +34,14 @@ from fxquant.calibration.recording import Call, never_called, watching
 from fxquant.calibration.samplers import TDAC_LAMBDA
 from fxquant.calibration.spill import Spill
 from fxquant.errors import LoaderError
-from fxquant.graph.signature import TIMESTEP, flat_tensors, nested, per_sample
+from fxquant.graph.signature import per_sample, timestep_name
+from fxquant.graph.structure import FlatCall
 
 BATCH_ROWS = 32
 _BUDGET = 2**30
 _MAP = "map"
 
-See = Callable[[float, Mapping[str, Tensor]], None]
+See = Callable[[float, "_Rows"], None]
 
 
 class SelectedCalls(Sequence[Call]):
@@ -68,7 +69,7 @@ class SelectedCalls(Sequence[Call]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
-        return nested(self._calls[range(len(self))[index]])
+        return self._calls[range(len(self))[index]].arguments()
 
 
 def record_selected(
@@ -152,7 +153,7 @@ class _Run:
         return 2 if self.guided else 1
 
     def follow(self, see: See) -> None:
-        """Run it and show `see` the timestep and the flat tensors, [rows, ...], of each call.
+        """Run it and show `see` the timestep and the rows of each call.
 
         Raises:
             LoaderError, CallError: see `record_selected`.
@@ -161,9 +162,9 @@ class _Run:
 
         def check(arguments: Mapping[str, Any]) -> None:
             nonlocal last
-            tensors = self._rows(arguments)
-            t = float(tensors[TIMESTEP][0])
-            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            rows = self._rows(arguments)
+            t = rows.timestep
+            shapes = {name: tuple(tensor.shape) for name, tensor in rows.call.tensors.items()}
             if last and t > last[0]:
                 raise self._error(
                     f"the timestep rose from {last[0]:g} to {t:g}, as if a second batch began; "
@@ -172,36 +173,68 @@ class _Run:
             if last and shapes != last[1]:
                 raise self._error(f"the shapes changed at timestep {t:g}: {last[1]}, now {shapes}")
             last = t, shapes
-            see(t, tensors)
+            see(t, rows)
 
         with watching(self.model, check), _seeded(self.seed):
             self.function()
         if last is None:
             raise self._error(never_called(self.model))
 
-    def _rows(self, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _rows(self, arguments: Mapping[str, Any]) -> _Rows:
         """A call's tensors, the timestep one value a row."""
-        tensors = flat_tensors({k: v for k, v in arguments.items() if v is not None})
-        if TIMESTEP not in tensors:
+        call = FlatCall.of(arguments)
+        name = timestep_name(call)
+        if name is None:
             raise self._error("a call has no timestep, so it belongs to no step of a trajectory")
-        sample, time = next(iter(tensors.values())), tensors[TIMESTEP]
-        tensors[TIMESTEP] = per_sample(time, sample, time.dtype)
-        if len(tensors[TIMESTEP].unique()) > 1:
+        time = torch.as_tensor(call.leaves[name])
+        sample = next(iter(call.tensors.values()))
+        count = len(sample)
+        times = per_sample(time, sample, time.dtype)
+        if len(times.unique()) > 1:
             raise self._error("the rows of a call have different timesteps")
-        for name, tensor in tensors.items():
-            if not tensor.ndim or len(tensor) != len(sample):
+        tensors = {n: times if n == name else call.leaves[n] for n in call.leaves}
+        whole = FlatCall(
+            call.skeleton,
+            {n: t for n, t in tensors.items() if isinstance(t, Tensor)},
+            {n: c for n, c in tensors.items() if not isinstance(c, Tensor)},
+        )
+        for n, tensor in whole.tensors.items():
+            if tensor.ndim and len(tensor) != count and len(tensor) % count == 0 and count > 1:
                 raise self._error(
-                    f"{name} has shape {list(tensor.shape)}, the sample has {len(sample)} rows"
+                    f"{n} has shape {list(tensor.shape)}, the sample has {count} rows: which of "
+                    "them belong together is not known"
                 )
-        if self.guided and (len(sample) % 2 or not torch.equal(*sample.chunk(2))):
+        if self.guided and (count % 2 or not torch.equal(*sample.chunk(2))):
             raise self._error(
                 "with guided=True a call's rows are two equal halves of images, [unconditional; "
-                f"conditional]; these {len(sample)} are not. Leave guided out"
+                f"conditional]; these {count} are not. Leave guided out"
             )
-        return tensors
+        return _Rows(whole, float(times[0]), count)
 
     def _error(self, message: str) -> LoaderError:
         return LoaderError(f"run {self.number}: {message}")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A call whose tensors have a row for each image, or none: tables that all images share."""
+
+    call: FlatCall
+    timestep: float
+    count: int
+
+    def chosen(self, rows: Tensor) -> FlatCall:
+        """CPU copies [halves, n, ...] of those rows; shared tensors whole."""
+        tensors = {
+            name: tensor.detach()[rows.to(tensor.device)].cpu()
+            if self.has_rows(tensor)
+            else tensor.detach().to("cpu", copy=True)
+            for name, tensor in self.call.tensors.items()
+        }
+        return FlatCall(self.call.skeleton, tensors, self.call.constants)
+
+    def has_rows(self, tensor: Tensor) -> bool:
+        return tensor.ndim > 0 and len(tensor) == self.count
 
 
 @dataclass(frozen=True)
@@ -213,7 +246,7 @@ class _Maps:
     why_not: str | None
 
     def features(self) -> list[Tensor]:
-        return [self.maps[k][_MAP] for k in range(len(self.timesteps))]
+        return [self.maps[k].tensors[_MAP] for k in range(len(self.timesteps))]
 
 
 def _middle_maps(run: _Run, byte_budget: int) -> _Maps:
@@ -223,13 +256,14 @@ def _middle_maps(run: _Run, byte_budget: int) -> _Maps:
     maps, steps, rows = Spill(byte_budget), dict[float, int](), 0
     now = 0
 
-    def see(t: float, tensors: Mapping[str, Tensor]) -> None:
+    def see(t: float, seen: _Rows) -> None:
         nonlocal now, rows
         now = steps.setdefault(t, len(steps))
-        rows = len(tensors[TIMESTEP])
+        rows = seen.count
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
-        maps[now] = {_MAP: as_map(output[0] if isinstance(output, tuple) else output)}
+        value = as_map(output[0] if isinstance(output, tuple) else output)
+        maps[now] = FlatCall.of({_MAP: value})
 
     handle = modules[path].register_forward_hook(keep) if path else None
     try:
@@ -242,19 +276,21 @@ def _middle_maps(run: _Run, byte_budget: int) -> _Maps:
 
 def _chosen(
     run: _Run, timesteps: Sequence[float], counts: Tensor, generator: torch.Generator
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[FlatCall]:
     """Pass 2: calls of `counts` trajectories by timestep, with at most BATCH_ROWS rows each."""
     places: list[list[int]] = []
-    kept: dict[float, dict[str, Tensor]] = {}
+    kept: dict[float, FlatCall] = {}
+    shared: set[str] = set()
 
-    def see(t: float, tensors: Mapping[str, Tensor]) -> None:
-        trajectories = len(tensors[TIMESTEP]) // run.halves
+    def see(t: float, seen: _Rows) -> None:
+        trajectories = seen.count // run.halves
         if not places:
             places.extend(draw([trajectories] * len(timesteps), counts, generator))
         mine = places[timesteps.index(t)] if t in timesteps else []
         if mine:
             rows = torch.tensor([[p + h * trajectories for p in mine] for h in range(run.halves)])
-            kept[t] = {name: _cpu_rows(tensor, rows) for name, tensor in tensors.items()}
+            kept[t] = seen.chosen(rows)
+            shared.update(n for n, v in seen.call.tensors.items() if not seen.has_rows(v))
 
     run.follow(see)
     wanted = [t for t, n in zip(timesteps, counts.tolist(), strict=True) if n]
@@ -265,19 +301,17 @@ def _chosen(
             "every run needs the same scheduler and number of steps"
         )
     if wanted:
-        yield from _batches([kept[t] for t in wanted], BATCH_ROWS // run.halves)
+        yield from _batches([kept[t] for t in wanted], BATCH_ROWS // run.halves, shared)
 
 
-def _cpu_rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    """A CPU copy [halves, n, ...] of those rows."""
-    return tensor.detach()[rows.to(tensor.device)].cpu()
-
-
-def _batches(parts: Sequence[Mapping[str, Tensor]], size: int) -> Iterator[dict[str, Tensor]]:
+def _batches(parts: Sequence[FlatCall], size: int, shared: Collection[str]) -> Iterator[FlatCall]:
     """Tensors [halves, n, ...] become batches [halves * m, ...] with m <= size."""
-    whole = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
-    for start in range(0, next(iter(whole.values())).shape[1], size):
-        yield {n: t[:, start : start + size].flatten(0, 1) for n, t in whole.items()}
+    first = parts[0]
+    names = [name for name in first.tensors if name not in shared]
+    whole = {name: torch.cat([part.tensors[name] for part in parts], 1) for name in names}
+    for start in range(0, whole[names[0]].shape[1], size):
+        cut = {n: t[:, start : start + size].flatten(0, 1) for n, t in whole.items()}
+        yield FlatCall(first.skeleton, first.tensors | cut, first.constants)
 
 
 @contextmanager

@@ -1,197 +1,343 @@
 """A module becomes a plain FX graph of whole ATen operators (conv2d, linear, group_norm, ...).
 
-torch.export does the tracing. Batch, height, width and prompt length stay symbolic; height and
-width do not where the model itself has one size, as learned positions give it. What comes back
-takes flat tensors, returns one tensor, has no guards, and carries on every node, under
-`meta["custom"]["fxquant"]["stack"]`, the path and type of the modules it came from.
+torch.export does the tracing. Sizes stay symbolic wherever the model leaves them free: batch,
+height, width, frames, prompt length; which do is found by tracing, and read off the result (see
+`limits` and `guards`). What comes back takes flat tensors, returns one tensor, has no guards, and
+carries on every node, under `meta["custom"]["fxquant"]["stack"]`, the path and type of the modules
+it came from.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.export import Dim
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._sympy.functions import Mod, PythonMod
 
-from fxquant.errors import CaptureError
+from fxquant.errors import CallError, CaptureError
+from fxquant.graph import faithful, free_sizes
+from fxquant.graph.free_sizes import Plan
+from fxquant.graph.guards import asked_by_the_model, traced_limits
+from fxquant.graph.limits import Dimension, Guard
 from fxquant.graph.nodes import write_note
-from fxquant.graph.signature import SAMPLE, TIMESTEP, TOKENS, Signature, signature_of
+from fxquant.graph.signature import NOTHING, RESULT, TIMESTEP, Signature, signature_of
+from fxquant.graph.structure import Skeleton, renamed, taken_apart
 
 log = logging.getLogger(__name__)
 
 _PREFIX = "model"
 _INPUTS_OF_PASSES = ("group", "row")  # which they add behind the call's own
-# diffusers' upsampler asks `batch >= 64` before a .contiguous(); both branches compute the same.
-# Promising the tracer a smaller batch picks one; the guard-free graph then serves any batch.
-_TRACED_BATCH_LIMIT = 63
+_MOST_EXAMPLES = 4  # calls of different sizes that are tried as the traced one
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A float graph and the way calls map to its inputs."""
+    """A float graph and the way calls map to its inputs.
+
+    Attributes:
+        output: the class of what forward returns, None for tensors, tuples, lists and dicts.
+    """
 
     graph_module: GraphModule
     signature: Signature
+    output: type[Any] | None = None
+
+
+@dataclass
+class _Returned:
+    """How the tensor nests in what the module returned, and the class around it."""
+
+    result: Skeleton | str = RESULT
+    output: type[Any] | None = None
 
 
 class _FlatCall(nn.Module):
-    """forward(*flat tensors) -> the first output tensor of the wrapped module."""
+    """forward(*flat tensors) -> the only tensor that the wrapped module returns.
+
+    Attributes:
+        returned: filled in by forward. An object of its own: export takes back what a module's
+            attributes are set to while it traces.
+    """
 
     def __init__(self, model: nn.Module, signature: Signature):
         super().__init__()
         self.model = model
         self._signature = signature
+        self.returned = _Returned()
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        kwargs = self._signature.unflatten(tensors)
-        if "return_dict" in self._signature.parameters:
-            kwargs["return_dict"] = False
-        output = self.model(**kwargs)
-        return _only_tensor(output)
+        args, kwargs = self._signature.call(tensors)
+        output = self.model(*args, **kwargs)
+        if dataclasses.is_dataclass(output) and not isinstance(output, type):
+            self.returned.output = type(output)
+            output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+        skeleton, leaves = taken_apart(RESULT, output)
+        names = {n: NOTHING if value is None else RESULT for n, value in leaves.items()}
+        self.returned.result = renamed(skeleton, names)
+        return _only_tensor(output, leaves)
 
 
-def _only_tensor(output: Any) -> Tensor:
-    values = [output] if isinstance(output, Tensor) else output
-    if isinstance(values, tuple | list) and len(values) == 1 and isinstance(values[0], Tensor):
+def _only_tensor(output: Any, leaves: Mapping[str, Any]) -> Tensor:
+    values = [value for value in leaves.values() if value is not None]
+    if len(values) == 1 and isinstance(values[0], Tensor):
         return values[0]
-    count = len(values) if isinstance(values, tuple | list | dict) else 0
     raise CaptureError(
-        f"forward returns a {type(output).__name__}"
-        + (f" of {count} values" if count else "")
-        + "; a denoiser returns one tensor, alone or in a tuple. Wrap the module in one whose "
-        "forward returns the tensor you need."
+        f"forward returns a {type(output).__name__} of {len(values)} values; a denoiser returns "
+        "one tensor, alone or in a tuple. Wrap the module in one whose forward returns the tensor "
+        "you need."
     )
 
 
 def capture(
-    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic: bool = True,
 ) -> Captured:
     """Trace `model` on one example call.
 
     Args:
         model: any module in eval mode whose forward takes tensors; on any device, meta included.
         args, kwargs: one call; batch size and spatial size are examples, not fixed.
+        dynamic: False to fix all sizes to those of the call.
 
     Raises:
         CaptureError: not a module, or torch.export refuses it.
         CallError: the call does not fit forward.
     """
+    check_module(model)
+    kwargs = kwargs or {}
+    failure: CaptureError | None = None
+    signature = signature_of(model, args, kwargs)
+    call = signature.flatten(args, kwargs)
+    for form in formed(signature):
+        try:
+            return capture_calls(model, form, [form.reformed(call)], dynamic)
+        except CaptureError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def formed(signature: Signature) -> list[Signature]:
+    """The signature with its timestep in each form that the model may take."""
+    return [signature.with_timestep(*form) for form in signature.forms] or [signature]
+
+
+def check_module(model: object) -> None:
+    """Raises CaptureError for what is no module."""
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    signature = signature_of(model, args, kwargs or {})
-    example = [
-        _traceable(t, n)
-        for n, t in zip(signature.names, signature.flatten(args, kwargs or {}), strict=True)
-    ]
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        exported = _export(model, signature, example)
-    finally:
-        for module in training:  # not model.train(), which would reach the frozen ones as well
-            module.training = True
-    return Captured(_plain(exported, signature), signature)
 
 
-def _export(
-    model: nn.Module, signature: Signature, example: list[Tensor]
-) -> torch.export.ExportedProgram:
-    wrapper = _FlatCall(model, signature).eval()
+def capture_calls(
+    model: nn.Module,
+    signature: Signature,
+    calls: Sequence[Sequence[Tensor]],
+    dynamic: bool = True,
+) -> Captured:
+    """Trace `model` on one of these calls, so that the graph holds for all of them.
 
-    def traced(multiple: int | None) -> torch.export.ExportedProgram:
-        shapes = (_dynamic_shapes(signature, example, multiple),)
-        with torch.no_grad():
-            return torch.export.export(wrapper, tuple(example), dynamic_shapes=shapes, strict=False)
+    Args:
+        calls: flat tensors in the order of the signature.
 
+    Raises:
+        CaptureError: torch.export refuses the module, or it takes different ways for the calls.
+    """
+    kinds: dict[tuple[torch.Size, ...], Sequence[Tensor]] = {}
+    for call in calls:
+        kinds.setdefault(tuple(t.shape for t in call), call)
+    different = sorted(kinds.values(), key=_is_lone)
     failure: Exception | None = None
-    for multiple in _size_multiples(model, signature):
-        try:
-            exported = traced(multiple)
-            if not _has_one_size(exported):
-                return exported
-            log.warning("%s takes one height and width only, those of the calibration calls: "
-                        "calibrate at the size that you will serve",
-                        type(model).__name__)  # fmt: skip
-            return traced(None)
-        except CaptureError:
-            raise
-        except Exception as error:  # noqa: BLE001 - any refusal is re-raised as CaptureError below
-            failure = failure or error
-            log.debug("export with sizes in multiples of %d failed: %s", multiple, error)
+    for call in different[:_MOST_EXAMPLES]:
+        for plan in free_sizes.plans(model, signature, calls, call, dynamic):
+            tried = _tried(model, signature, plan, different, dynamic)
+            if isinstance(tried, Captured):
+                return tried
+            failure = failure if isinstance(failure, CaptureError) else tried
+        if not isinstance(failure, CaptureError):
+            break  # it cannot be traced at any size
+    if isinstance(failure, CaptureError):
+        raise failure
     assert failure is not None
     raise CaptureError(_explain(failure, model)) from failure
 
 
-def _has_one_size(exported: torch.export.ExportedProgram) -> bool:
-    """Did the tracer find that heights and widths, or what is made of them, have one value?"""
-    values = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
-    inputs = [value for value in values if isinstance(value, FakeTensor)]
-    sides: list[Any] = [side for value in inputs if value.ndim == 4 for side in value.shape[2:]]
-    symbols = {
-        symbol
-        for side in sides
-        if isinstance(side, torch.SymInt)
-        for symbol in side.node.expr.free_symbols
-    }
-    environment: Any = inputs[0].fake_mode.shape_env  # export makes one
-    equations = [g.expr for g in environment.guards if isinstance(g.expr, sympy.Eq)]
-    for equation in equations if symbols else ():
-        # Guards may still name what the inputs' symbols have replaced.
-        made, value = (environment.replace(side) for side in equation.args)
-        is_made_of_sizes = made.free_symbols and made.free_symbols <= symbols
-        is_remainder = made.has(Mod, PythonMod)
-        if is_made_of_sizes and not is_remainder and value.is_number and value > 0:
-            return True
-    return False
+def _tried(
+    model: nn.Module,
+    signature: Signature,
+    plan: Plan,
+    calls: Iterable[Sequence[Tensor]],
+    warn: bool,
+) -> Captured | Exception:
+    """The captured model that holds for all calls, or why there is none."""
+    try:
+        traced = _refined(model, signature, plan)
+        captured = _for_all(model, _captured(signature, traced), calls)
+    except _DifferentWaysError as error:
+        return error
+    except CaptureError:
+        raise
+    except Exception as error:  # noqa: BLE001 - becomes a CaptureError if nothing else succeeds
+        log.debug("export with %s failed: %s", plan.free, error)
+        return error
+    if warn:
+        _warn_of_fixed_sizes(model, signature, traced)
+    return captured
 
 
-def _size_multiples(model: nn.Module, signature: Signature) -> tuple[int, ...]:
-    """Heights and widths must be a multiple of this for the skips to match."""
-    if SAMPLE not in signature.names:
-        return (1,)
-    config = getattr(model, "config", None)
-    levels = getattr(config, "down_block_types", None)
-    if levels:
-        return (2 ** (len(levels) - 1),)
-    return (1, 2, 4, 8, 16)
+class _DifferentWaysError(CaptureError):
+    """The graph of one call does not hold for another."""
 
 
-def _dynamic_shapes(
-    signature: Signature, example: list[Tensor], multiple: int | None
-) -> tuple[dict[int, Any], ...]:
-    """`multiple`: of height and width; None where they are the example's."""
-    batch = Dim("batch", max=_TRACED_BATCH_LIMIT)
-    height, width, tokens = Dim("height"), Dim("width"), Dim("tokens")
-    shapes: list[dict[int, Any]] = []
-    for name, tensor in zip(signature.names, example, strict=True):
-        dims: dict[int, Any] = {0: batch} if tensor.ndim else {}
-        if name in TOKENS and tensor.ndim > 1:
-            dims |= {1: tokens}
-        elif tensor.ndim == 4 and multiple is not None:
-            is_sample = name == SAMPLE
-            dims[2] = multiple * height if is_sample else Dim.AUTO
-            dims[3] = multiple * width if is_sample else Dim.AUTO
-        shapes.append(dims)
-    return tuple(shapes)
+def _is_lone(call: Sequence[Tensor]) -> bool:
+    """Has it a single sample? Such sizes are taken for constants."""
+    return call[0].shape[0] == 1
 
 
-def _traceable(tensor: Tensor, name: str) -> Tensor:
-    """A batch of two: sizes 0 and 1 would be baked in as constants, large ones exceed the limit."""
-    if tensor.ndim:
-        tensor = tensor[:2] if tensor.shape[0] > 1 else tensor.repeat(2, *[1] * (tensor.ndim - 1))
-    if name in TOKENS and tensor.ndim > 1 and tensor.shape[1] == 1:
-        tensor = tensor.repeat(1, 2, *[1] * (tensor.ndim - 2))
-    return tensor
+def _for_all(model: nn.Module, captured: Captured, calls: Iterable[Sequence[Tensor]]) -> Captured:
+    """The same with limits that take all of these calls.
+
+    Where a call answers a question of the model's code in another way, but both ways compute the
+    same for it, the question does not matter.
+    """
+    signature = captured.signature
+    for call in calls:
+        try:
+            broken = signature.limits.broken(call)
+        except CallError as error:
+            raise _DifferentWaysError(
+                f"the calibration calls have sizes that {type(model).__name__} could not be "
+                f"captured for at once: {error}. Compile one model for each"
+            ) from error
+        if broken:
+            _compare(model, captured, call, broken)
+            limits = signature.limits.without(broken)
+            signature = dataclasses.replace(signature, limits=limits)
+    return dataclasses.replace(captured, signature=signature)
+
+
+def _compare(
+    model: nn.Module, captured: Captured, call: Sequence[Tensor], broken: Sequence[Guard]
+) -> None:
+    with torch.no_grad():
+        try:
+            faithful.check(
+                model,
+                captured.signature,
+                call,
+                lambda: captured.graph_module(*call),
+                captured.graph_module,
+            )
+        except (CaptureError, RuntimeError) as error:
+            raise _DifferentWaysError(
+                f"{type(model).__name__} takes different ways for the sizes of the calibration "
+                f"calls: {broken[0].place or 'it'} asks whether {broken[0].text}. Compile one "
+                "model for each, with calls of its own"
+            ) from error
+
+
+def _captured(signature: Signature, traced: _Traced) -> Captured:
+    returned, limits = traced.wrapper.returned, traced_limits(traced.inputs)
+    signature = dataclasses.replace(signature, limits=limits, result=returned.result)
+    if signature.timestep_index is not None and len(signature.forms) > 1:
+        _check_timestep(signature, limits.shapes[signature.timestep_index], limits.shapes[0])
+    return Captured(_plain(traced.exported, signature), signature, returned.output)
+
+
+def _check_timestep(
+    signature: Signature, timestep: Sequence[Dimension], sample: Sequence[Dimension]
+) -> None:
+    """One timestep per sample must go with the batch: not with a width that happens to be equal."""
+    if timestep and timestep[0] != sample[0]:
+        raise _DifferentWaysError(
+            f"{signature.timestep} is one number for all samples in this module; with one number "
+            f"per sample it would go with another dimension, {timestep[0]}"
+        )
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """What torch.export made of a plan."""
+
+    plan: Plan
+    wrapper: _FlatCall
+    exported: torch.export.ExportedProgram
+
+    @property
+    def inputs(self) -> list[FakeTensor]:
+        """Example values of the inputs; parameters come before them."""
+        values = [n.meta["val"] for n in self.exported.graph.nodes if n.op == "placeholder"]
+        return values[len(values) - len(self.plan.example) :]
+
+
+def _refined(model: nn.Module, signature: Signature, plan: Plan) -> _Traced:
+    """Traced; again on larger images if these were too small, or in steps if sides are."""
+    traced = _export(model, signature, plan)
+    if free_sizes.has_fixed_sides(plan, traced.inputs):
+        wide = free_sizes.widened(plan)
+        again = _attempt(model, signature, wide) if wide else None
+        if again is None or free_sizes.has_fixed_sides(again.plan, again.inputs):
+            return traced
+        traced = again
+    first = traced.inputs[0]
+    if first.ndim < 4 or any(not isinstance(side, torch.SymInt) for side in first.shape[-2:]):
+        return traced
+    sides = traced.plan.example[0].shape[-2:]
+    step = free_sizes.step_of(first.fake_mode.shape_env, first.shape[-2:], sides)
+    if step == 1:
+        return traced
+    return _attempt(model, signature, free_sizes.in_steps(traced.plan, step)) or traced
+
+
+def _attempt(model: nn.Module, signature: Signature, plan: Plan) -> _Traced | None:
+    """Traced, or None where the tracer refuses what it was asked to leave free."""
+    try:
+        return _export(model, signature, plan)
+    except Exception as error:  # noqa: BLE001 - there is a graph already
+        log.debug("export with %s failed: %s", plan.free, error)
+        return None
+
+
+def _export(model: nn.Module, signature: Signature, plan: Plan) -> _Traced:
+    wrapper = _FlatCall(model, signature)
+    with faithful.evaluating(model), asked_by_the_model(), _without_notes(), torch.no_grad():
+        exported = torch.export.export(
+            wrapper.eval(), tuple(plan.example), dynamic_shapes=(plan.free,), strict=False
+        )
+    return _Traced(plan, wrapper, exported)
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """torch notes which sizes became constants; what of it concerns a user, we say."""
+    logger = logging.getLogger("torch._export.non_strict_utils")
+    was, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was
+
+
+def _warn_of_fixed_sizes(model: nn.Module, signature: Signature, traced: _Traced) -> None:
+    fixed = free_sizes.fixed_sizes(traced.plan, traced.inputs)
+    if fixed:
+        shapes = {k: list(traced.inputs[k].shape) for k, _ in fixed}
+        said = [f"{signature.names[k]} {axis} ({shapes[k][axis]})" for k, axis in fixed]
+        log.warning(
+            "%s takes one size only in these dimensions, that of the calibration calls: %s. "
+            "Calibrate at the size that you will serve",
+            type(model).__name__, ", ".join(said),
+        )  # fmt: skip
 
 
 def _plain(exported: torch.export.ExportedProgram, signature: Signature) -> GraphModule:
@@ -203,7 +349,8 @@ def _plain(exported: torch.export.ExportedProgram, signature: Signature) -> Grap
     placeholders = iter(signature.names)
     for node in source.graph.nodes:
         if node.op == "placeholder":
-            copy = _input(graph, next(placeholders))
+            name = next(placeholders)
+            copy = _input(graph, TIMESTEP if name == signature.timestep else _other(name))
         elif node.op == "output":
             graph.output(copies[_first_tensor(node)])
             break
@@ -224,11 +371,16 @@ def _plain(exported: torch.export.ExportedProgram, signature: Signature) -> Grap
 
 def _input(graph: Graph, name: str) -> Node:
     """A placeholder for a flat tensor. FX renames what Python or another node is called, so the
-    signature goes with the graph by position: only `timestep` keeps its name for certain."""
+    signature goes with the graph by position: only the timestep has a name for certain."""
     word = _free(name.replace(".", "_"))
     node = graph.create_node("placeholder", word, name=word)
     node.target = node.name  # the argument's name, of which there must be one as well
     return node
+
+
+def _other(name: str) -> str:
+    """A name for what is not the timestep."""
+    return f"{TIMESTEP}_1" if name == TIMESTEP else name
 
 
 def _free(name: str) -> str:

@@ -2,24 +2,43 @@
 
 A call such as `unet(sample, t, encoder_hidden_states=c, added_cond_kwargs={"text_embeds": e})`
 becomes the tensors named `sample, timestep, encoder_hidden_states, added_cond_kwargs.text_embeds`,
-in the order of forward's own parameters. The timestep, which diffusers accepts as a Python
-number, a 0-d or a [B] tensor, always becomes one value per sample, [B].
+in the order of forward's own parameters. What is no tensor (`return_dict` apart) is fixed by the
+first call: numbers, strings and None are part of the program, and another value is refused.
+
+The timestep, by whichever of its usual names forward calls it, may be a Python number, a 0-d or a
+[B] tensor. It becomes one value per sample, [B], unless the model only takes it as it was given.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxquant.errors import CallError
+from fxquant.graph.limits import Limits
+from fxquant.graph.structure import CONSTANTS, FlatCall, Skeleton, put_together
 
-SAMPLE, TIMESTEP = "sample", "timestep"
+TIMESTEP = "timestep"
+TIMESTEPS = (TIMESTEP, "timesteps", "t", "time", "timestep_ratio", "sigma", "sigmas", "r")
 TOKENS = ("encoder_hidden_states", "encoder_attention_mask")  # dimension 1 is the prompt length
+RETURN_DICT = "return_dict"
+RESULT, NOTHING = "result", "nothing"  # leaves of what forward returns: the tensor, and None
+_SMALL = 2  # dimensions: sizes, ids and embeddings keep the precision that they are given in
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor argument: its name, number of dimensions and dtype."""
+
+    name: str
+    rank: int
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -27,48 +46,122 @@ class Signature:
     """The flat tensor arguments of one captured model.
 
     Attributes:
-        parameters: names of forward's parameters, in order, without self.
-        names: flat tensor names, the order of the graph's inputs.
-        ranks: number of dimensions of each.
-        dtype: floating dtype that float inputs are cast to, the model's own.
-        integer_timestep: learned timestep embeddings index a table and need int64.
+        parameters: names of forward's parameters, in order, without self; `*args`, `**kwargs`.
+        inputs: the tensors, in the order of the graph's inputs.
+        dtype: the model's own floating dtype, that of its images and outputs.
+        arguments: how the tensors and constants nest, by parameter.
+        constants: the leaves that are no tensors, by name, as in the first call.
+        defaults: forward's own numbers and strings, for parameters that a call may leave out.
+        timestep: name of the input that is the timestep, None without one.
+        result: how the one tensor, RESULT, nests in what forward returns.
+        limits: the sizes that the graph takes; any before it is captured.
+        forms: rank and dtype that the first call's timestep can be given to the model in; the
+            usual form first.
     """
 
     parameters: tuple[str, ...]
-    names: tuple[str, ...]
-    ranks: tuple[int, ...]
+    inputs: tuple[Input, ...]
     dtype: torch.dtype
-    integer_timestep: bool = False
+    arguments: Skeleton
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    timestep: str | None = None
+    result: Skeleton | str = RESULT
+    limits: Limits = field(default_factory=Limits)
+    forms: tuple[tuple[int, torch.dtype], ...] = field(default=(), compare=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(i.name for i in self.inputs)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(i.rank for i in self.inputs)
 
     @property
     def timestep_index(self) -> int | None:
-        return self.names.index(TIMESTEP) if TIMESTEP in self.names else None
+        return None if self.timestep is None else self.names.index(self.timestep)
+
+    @property
+    def takes_return_dict(self) -> bool:
+        return RETURN_DICT in self.parameters or RETURN_DICT in self.defaults
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The call's tensors in graph order.
 
         Raises:
-            CallError: missing, unexpected or non-tensor arguments, wrong rank, or batch sizes that
-                differ between arguments.
+            CallError: arguments that are missing, unexpected, or other constants than those of the
+                first call, wrong ranks or kinds of numbers, sizes that the graph does not take.
         """
-        found = flat_tensors(bind(self.parameters, args, kwargs))
+        leaves = FlatCall.of(bind(self.parameters, args, kwargs)).leaves
+        found = _tensors(leaves, self.timestep)
         self._check_names(found)
-        sample = found[self.names[0]]
-        if TIMESTEP in found:
-            dtype = torch.int64 if self.integer_timestep else torch.float32
-            found[TIMESTEP] = per_sample(found[TIMESTEP], sample, dtype)
-        for name, rank in zip(self.names, self.ranks, strict=True):
-            _check_tensor(name, found[name], rank, sample.shape[0])
-        return [self._cast(found[name], name) for name in self.names]
+        self._check_constants({n: v for n, v in leaves.items() if n not in found})
+        tensors = [self._fitted(i, found[i.name], found) for i in self.inputs]
+        self.limits.check(self.names, tensors)
+        return tensors
 
     def has_one_timestep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call gives a single timestep for all of its samples."""
-        given = bind(self.parameters, args, kwargs).get(TIMESTEP)
+        if self.timestep is None:
+            return False
+        given = FlatCall.of(bind(self.parameters, args, kwargs)).leaves.get(self.timestep)
         return isinstance(given, (int, float)) or (isinstance(given, Tensor) and given.numel() == 1)
 
+    def call(self, tensors: Sequence[Tensor]) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments for forward from the flat tensors, positional ones only where it takes any.
+
+        A `return_dict` is False: what returns a tuple is taken apart alike for all models.
+        """
+        leaves = {**self.constants, **dict(zip(self.names, tensors, strict=True))}
+        given: dict[str, Any] = put_together(self.arguments, leaves)
+        if self.takes_return_dict:
+            given[RETURN_DICT] = False
+        rest = next((p for p in self.parameters if _is_rest(p)), None)
+        if rest is None or rest not in given:
+            return [], given
+        before = self.parameters[: self.parameters.index(rest)]
+        return [*(given.pop(p) for p in before), *given.pop(rest)], given
+
     def unflatten(self, tensors: Sequence[Tensor]) -> dict[str, Any]:
-        """Keyword arguments for forward from the flat tensors."""
-        return nested(dict(zip(self.names, tensors, strict=True)))
+        """The arguments by name, without `return_dict`."""
+        leaves = {**self.constants, **dict(zip(self.names, tensors, strict=True))}
+        given: dict[str, Any] = put_together(self.arguments, leaves)
+        return given
+
+    def returned(self, result: Tensor) -> Any:
+        """What forward returns around its tensor, without the class that it may have."""
+        return put_together(self.result, {RESULT: result, NOTHING: None})
+
+    def return_dict(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """What a call says of it; True where it says nothing, as diffusers' models have it."""
+        if RETURN_DICT in self.parameters:
+            place = self.parameters.index(RETURN_DICT)
+            if len(args) > place:
+                return bool(args[place])
+        return bool(kwargs.get(RETURN_DICT, True))
+
+    def with_timestep(self, rank: int, dtype: torch.dtype) -> Signature:
+        """The signature of a model that takes its timestep in another form."""
+        inputs = [
+            dataclasses.replace(i, rank=rank, dtype=dtype) if i.name == self.timestep else i
+            for i in self.inputs
+        ]
+        return dataclasses.replace(self, inputs=tuple(inputs))
+
+    def reformed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Flat tensors of the usual form, with the timestep in this signature's.
+
+        Raises:
+            CallError: several timesteps, where the model takes one.
+        """
+        found = list(tensors)
+        if self.timestep_index is not None:
+            wanted, given = self.inputs[self.timestep_index], found[self.timestep_index]
+            if wanted.rank == 0 and given.device.type != "meta":
+                given = given.unique()
+            found[self.timestep_index] = _timestep(given, wanted, found[0])
+        return found
 
     def _check_names(self, found: Mapping[str, Tensor]) -> None:
         missing = [n for n in self.names if n not in found]
@@ -84,22 +177,50 @@ class Signature:
                 "of the loader and of the compiled model."
             )
 
-    def _cast(self, tensor: Tensor, name: str) -> Tensor:
-        if name != TIMESTEP and tensor.is_floating_point():
-            return tensor.to(self.dtype)
-        return tensor
+    def _check_constants(self, given: Mapping[str, Any]) -> None:
+        """What is no tensor is as in the first call; left out is the default, or None."""
+        for name in {**self.constants, **given}:
+            before, now = (
+                leaves.get(name, self.defaults.get(name)) for leaves in (self.constants, given)
+            )
+            if before != now:
+                raise CallError(
+                    f"{name} is {now!r}, in the first calibration call it was {before!r}. What is "
+                    "no tensor is part of the compiled program: pass a tensor where the module "
+                    "takes one, or compile a model for each value"
+                )
+
+    def _fitted(self, wanted: Input, tensor: Tensor, found: Mapping[str, Tensor]) -> Tensor:
+        """The tensor with the input's rank and dtype."""
+        if wanted.name == self.timestep:
+            return _timestep(tensor, wanted, found[self.names[0]])
+        if tensor.ndim != wanted.rank:
+            raise CallError(
+                f"{wanted.name} has shape {tuple(tensor.shape)}; {wanted.rank} dimensions were "
+                "captured"
+            )
+        if _kind(tensor.dtype) != _kind(wanted.dtype):
+            raise CallError(
+                f"{wanted.name} is {tensor.dtype}, in the first call it is {wanted.dtype}"
+            )
+        return tensor.to(wanted.dtype)
 
 
 def signature_of(
-    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
 ) -> Signature:
-    """The signature that the given first call implies.
+    """The signature that the given first call implies. The timestep is float32, one per sample.
 
     Raises:
         CallError: the call does not bind to `model.forward`, or holds no tensor.
     """
-    parameters = tuple(inspect.signature(model.forward).parameters)
-    found = flat_tensors(bind(parameters, args, kwargs))
+    described = inspect.signature(model.forward).parameters
+    parameters = tuple(_STARS.get(p.kind, "") + name for name, p in described.items())
+    call = FlatCall.of(bind(parameters, args, kwargs))
+    timestep = timestep_name(call)
+    found = _tensors(call.leaves, timestep)
     if not found or next(iter(found.values())).ndim == 0:
         raise CallError(
             "the first call holds no batched tensor; a call is what the model's forward takes, "
@@ -108,10 +229,39 @@ def signature_of(
     first, tensor = next(iter(found.items()))
     if not tensor.is_floating_point():
         raise CallError(f"{first} is {tensor.dtype}; a denoiser's sample is floating point")
-    names = tuple(found)
-    ranks = tuple(1 if n == TIMESTEP else t.ndim for n, t in found.items())
-    learned = getattr(getattr(model, "config", None), "time_embedding_type", None) == "learned"
-    return Signature(parameters, names, ranks, floating_dtype(model), learned)
+    defaults = {
+        name: p.default
+        for name, p in described.items()
+        if type(p.default) in CONSTANTS and p.default is not None
+    }
+    if RETURN_DICT in kwargs:
+        defaults[RETURN_DICT] = True
+    dtype = floating_dtype(model)
+    inputs = [Input(n, t.ndim, _dtype(t, dtype, n == first)) for n, t in found.items()]
+    forms = () if timestep is None else _forms(found[timestep])
+    signature = Signature(
+        parameters,
+        tuple(inputs),
+        dtype,
+        call.skeleton,
+        {n: v for n, v in call.constants.items() if n not in found},
+        defaults,
+        timestep,
+        forms=forms,
+    )
+    return signature.with_timestep(*forms[0]) if forms else signature
+
+
+def _forms(timestep: Tensor) -> tuple[tuple[int, torch.dtype], ...]:
+    """How a model may take a timestep that a call gives like this.
+
+    One float per sample serves all samplers. Tables of embeddings want integers, and a module that
+    multiplies by the timestep may want the number that it was given.
+    """
+    ranks = [1] if timestep.ndim == 1 and timestep.numel() > 1 else [1, 0]
+    whole = not timestep.is_floating_point()
+    dtypes = [torch.float32, torch.int64] if whole else [torch.float32]
+    return tuple((rank, dtype) for rank in ranks for dtype in dtypes)
 
 
 def floating_dtype(model: torch.nn.Module) -> torch.dtype:
@@ -122,12 +272,16 @@ def floating_dtype(model: torch.nn.Module) -> torch.dtype:
 def bind(
     parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments by parameter name, in parameter order; None and return_dict are dropped."""
-    if len(args) > len(parameters):
+    """Arguments by parameter name, in parameter order, without return_dict."""
+    plain = [p for p in parameters if not p.startswith("*")]
+    rest = next((p for p in parameters if _is_rest(p)), None)
+    if len(args) > len(plain) and rest is None:
         raise CallError(f"{len(args)} positional arguments; forward takes {', '.join(parameters)}")
-    given = dict(zip(parameters, args, strict=False))
-    unknown = [k for k in kwargs if k not in parameters]
-    if unknown:
+    given = dict(zip(plain, args, strict=False))
+    if len(args) > len(plain) and rest is not None:
+        given[rest] = tuple(args[len(plain) :])
+    unknown = [k for k in kwargs if k not in plain and k != rest]
+    if unknown and not any(p.startswith("**") for p in parameters):
         raise CallError(
             f"unknown argument {', '.join(map(repr, unknown))}; "
             f"forward takes {', '.join(parameters)}"
@@ -136,67 +290,95 @@ def bind(
     if doubled:
         raise CallError(f"argument {doubled[0]!r} is given twice")
     given.update(kwargs)
-    keep = [p for p in parameters if given.get(p) is not None and p != "return_dict"]
-    return {p: given[p] for p in keep}
+    order = [*parameters, *unknown]
+    return {p: given[p] for p in order if p in given and p != RETURN_DICT}
 
 
-def flat_tensors(bound: Mapping[str, Any]) -> dict[str, Tensor]:
-    """{"sample": ..., "added_cond_kwargs.text_embeds": ...} from bound arguments."""
-    return dict(pair for name, value in bound.items() for pair in _leaves(name, value))
+def timestep_name(call: FlatCall) -> str | None:
+    """The timestep among a call's arguments: a number or a vector, but not the first of them."""
+    leaves = call.leaves
+    for name in (*TIMESTEPS, *_second_positional(call)):
+        value = leaves.get(name)
+        is_vector = isinstance(value, Tensor) and value.ndim <= 1
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if (is_vector or is_number) and name != next(iter(leaves)):
+            return name
+    return None
 
 
-def nested(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Inverse of flat_tensors."""
-    kwargs: dict[str, Any] = {}
-    for name, tensor in tensors.items():
-        head, _, key = name.partition(".")
-        if key:
-            kwargs.setdefault(head, {})[key] = tensor
-        else:
-            kwargs[name] = tensor
-    return {k: _tuple_if_indexed(v) for k, v in kwargs.items()}
+def _second_positional(call: FlatCall) -> list[str]:
+    """Where forward takes `*args` alone: that is where denoisers have their timestep."""
+    head = call.skeleton.members[0] if call.skeleton.members else ("", "")
+    is_rest = isinstance(head[1], Skeleton) and _is_rest(str(head[0]))
+    return [f"{str(head[0]).lstrip('*')}.1"] if is_rest else []
 
 
 def per_sample(timestep: Tensor, sample: Tensor, dtype: torch.dtype) -> Tensor:
     """A number, 0-d, [1] or [B] timestep as one value per sample, [B]."""
     batch = sample.shape[0]
+    flat = _near(timestep, sample).to(dtype=dtype).reshape(-1)
+    if flat.shape[0] == 1:
+        return flat.expand(batch).contiguous()
+    return flat
+
+
+def _tensors(leaves: Mapping[str, Any], timestep: str | None) -> dict[str, Tensor]:
+    """The leaves that are tensors, and the timestep, which becomes one."""
+    return {
+        n: v if isinstance(v, Tensor) else torch.tensor(v)
+        for n, v in leaves.items()
+        if isinstance(v, Tensor) or (n == timestep and isinstance(v, (int, float)))
+    }
+
+
+def _timestep(tensor: Tensor, wanted: Input, sample: Tensor) -> Tensor:
+    if wanted.dtype == torch.int64 and tensor.is_floating_point():
+        whole = tensor.round()
+        if tensor.device.type != "meta" and not torch.equal(whole, tensor):
+            raise CallError(
+                f"{wanted.name} is {tensor.tolist()}; this model looks timesteps up in a table and "
+                "takes whole numbers"
+            )
+        tensor = whole
+    if wanted.rank == 1:
+        return per_sample(tensor, sample, wanted.dtype)
+    if tensor.numel() != 1:
+        raise CallError(
+            f"{wanted.name} has {tensor.numel()} values; this model takes one for all samples"
+        )
+    return _near(tensor, sample).to(wanted.dtype).reshape(())
+
+
+def _near(timestep: Tensor, sample: Tensor) -> Tensor:
+    """The timestep where the sample is."""
     if timestep.numel() == 1 and timestep.device.type == "cpu" != sample.device.type:
-        timestep = torch.full((1,), timestep.item(), device=sample.device)  # waits for nothing
-    flat = timestep.to(device=sample.device, dtype=dtype).reshape(-1)
-    if flat.shape[0] not in (1, batch):
-        raise CallError(
-            f"timestep has {flat.shape[0]} values for a batch of {batch}; give 1 or {batch}"
-        )
-    return flat.expand(batch).contiguous()
+        value = timestep.item()  # waits for nothing
+        return torch.full((1,), value, device=sample.device, dtype=timestep.dtype)
+    return timestep.to(sample.device)
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif name == TIMESTEP and isinstance(value, (int, float)):
-        yield name, torch.tensor(value)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if item is not None:
-                yield from _leaves(f"{name}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for key, item in enumerate(value):
-            yield from _leaves(f"{name}.{key}", item)
-    else:
-        raise CallError(
-            f"argument {name!r} is a {type(value).__name__}; fxquant captures tensor arguments "
-            "(and dicts or lists of tensors). Leave it out, or fix it inside the module."
-        )
+def _dtype(tensor: Tensor, dtype: torch.dtype, is_sample: bool) -> torch.dtype:
+    """What an input is cast to: images and tokens take the model's floating dtype; small floats
+    may be sizes and ids, and keep theirs."""
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    if is_sample or tensor.ndim > _SMALL:
+        return dtype
+    return torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
 
 
-def _check_tensor(name: str, tensor: Tensor, rank: int, batch: int) -> None:
-    if tensor.ndim != rank:
-        raise CallError(f"{name} has shape {tuple(tensor.shape)}; {rank} dimensions were captured")
-    if rank and tensor.shape[0] != batch:
-        raise CallError(f"{name} has batch size {tensor.shape[0]}, the sample has {batch}")
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "bool"
+    return "float" if dtype.is_floating_point else "complex" if dtype.is_complex else "integer"
 
 
-def _tuple_if_indexed(value: Any) -> Any:
-    if isinstance(value, dict) and value and all(k.isdigit() for k in value):
-        return tuple(value[str(i)] for i in range(len(value)))
-    return value
+def _is_rest(parameter: str) -> bool:
+    """Is it forward's `*args`?"""
+    return parameter.startswith("*") and not parameter.startswith("**")
+
+
+_STARS: Mapping[Any, str] = {
+    inspect.Parameter.VAR_POSITIONAL: "*",
+    inspect.Parameter.VAR_KEYWORD: "**",
+}

@@ -171,6 +171,11 @@ class Blueprint:
         return [(n.name, n.meta["val"].ndim) for n in nodes]
 
     @property
+    def examples(self) -> list[Tensor]:
+        """Example values of the inputs that calls give."""
+        return [n.meta["val"] for n in placeholders(self._scaffold)[:-1]]
+
+    @property
     def rows(self) -> int:
         """Number of activation quantisers."""
         return int(self._nodes[ROW].meta["val"].shape[0])

@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,18 @@ from torch import nn
 
 from fxquant._version import __version__
 from fxquant.errors import ArtifactError, RecipeError
-from fxquant.graph.signature import TIMESTEP, Signature
+from fxquant.graph import size_expressions
+from fxquant.graph.limits import Guard, Limits, limits_of
+from fxquant.graph.signature import NOTHING, RESULT, TIMESTEP, Input, Signature
+from fxquant.graph.structure import (
+    Skeleton,
+    constant_from_json,
+    constant_to_json,
+    from_json,
+    names_in,
+    nested_by_names,
+    to_json,
+)
 from fxquant.recipe import Recipe
 from fxquant.runtime.document import Blueprint, Document
 from fxquant.runtime.fields import Field
@@ -32,17 +43,19 @@ from fxquant.runtime.vocabulary import DTYPES
 if TYPE_CHECKING:
     from fxquant.runtime.model import QuantizedModel
 
-FORMAT = 2
+FORMAT = 3
 _KEYS = (
     "format", "checksum", "model", "graph", "versions", "recipe", "signature", "original",
     "calibration", "summary",
 )  # fmt: skip
 _HASH = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_PARAMETER = re.compile(r"\*{0,2}[A-Za-z_][A-Za-z0-9_]{0,99}")
 _INPUT = re.compile(r"[A-Za-z_]\w{0,99}(?:\.\w{1,100}){0,4}", re.ASCII)
 _CLASS = re.compile(
     r"(diffusers\.models(?:\.[a-z_][a-z0-9_]{0,60}){0,6})\.([A-Z][A-Za-z0-9_]{0,99})"
 )
+_MOST_INPUTS = 1024
 _UNSAVED = ("_name_or_path", "_use_default_values")  # config entries about a machine, or unordered
 
 
@@ -107,11 +120,24 @@ def _checksum(content: Mapping[str, Any]) -> str:
 def _signature(signature: Signature) -> dict[str, Any]:
     return {
         "parameters": list(signature.parameters),
-        "names": list(signature.names),
-        "ranks": list(signature.ranks),
-        "dtype": str(signature.dtype).removeprefix("torch."),
-        "integer_timestep": signature.integer_timestep,
+        "inputs": [[i.name, i.rank, _dtype_name(i.dtype)] for i in signature.inputs],
+        "dtype": _dtype_name(signature.dtype),
+        "arguments": to_json(signature.arguments),
+        "constants": _constants(signature.constants),
+        "defaults": _constants(signature.defaults),
+        "timestep": signature.timestep,
+        "result": to_json(signature.result),
+        "shapes": [list(shape) for shape in signature.limits.shapes],
+        "guards": [[guard.text, guard.place] for guard in signature.limits.guards],
     }
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _constants(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: constant_to_json(value) for name, value in values.items()}
 
 
 def _plain_config(config: Any) -> dict[str, Any] | None:
@@ -169,27 +195,120 @@ def described(entry: Field, kind: str) -> Written:
 def read_signature(field: Field, blueprint: Blueprint) -> Signature:
     """The signature, which must fit the graph's inputs: by position, since the names of a graph's
     nodes are FX's to choose (`input` is a builtin and becomes `input_1`)."""
-    entry = field.record(("parameters", "names", "ranks", "dtype", "integer_timestep"))
-    names = tuple(n.text(_INPUT) for n in entry["names"].items(64))
-    signature = Signature(
-        parameters=tuple(p.text(_WORD) for p in entry["parameters"].items(256)),
-        names=names,
-        ranks=tuple(r.integer(0, 8) for r in entry["ranks"].items(count=len(names))),
-        dtype=DTYPES[entry["dtype"].one_of(DTYPES)],
-        integer_timestep=entry["integer_timestep"].boolean(),
-    )
+    members = field.members(16)
+    read = _read_signature if "inputs" in members else _read_signature_2
+    signature = read(field, blueprint)
     if not signature.dtype.is_floating_point:
-        entry["dtype"].fail("is no float")
+        members["dtype"].fail("is no float")
     ranks = [rank for _, rank in blueprint.inputs]
-    if not names or list(signature.ranks) != ranks:
+    if not signature.inputs or list(signature.ranks) != ranks:
         field.fail(f"has inputs of ranks {list(signature.ranks)}, the graph of {ranks}")
-    for name, (node, _) in zip(names, blueprint.inputs, strict=True):
-        if (name == TIMESTEP) != (node == TIMESTEP):
+    for name, (node, _) in zip(signature.names, blueprint.inputs, strict=True):
+        if (name == signature.timestep) != (node == TIMESTEP):
             field.fail(f"has {name!r} where the graph has {node!r}")
-    for name in names:
-        if name.partition(".")[0] not in signature.parameters:
-            field.fail(f"input {name!r} belongs to no parameter")
+    given = dict(signature.arguments.members)
+    for name in given:
+        known = name in signature.parameters
+        if not known and not any(p.startswith("**") for p in signature.parameters):
+            field.fail(f"argument {name!r} belongs to no parameter")
+    leaves = set(names_in(signature.arguments))
+    if leaves != {*signature.names, *signature.constants}:
+        field.fail("has arguments that are neither inputs nor constants")
     return signature
+
+
+def _read_signature(field: Field, blueprint: Blueprint) -> Signature:
+    entry = field.record(
+        ("parameters", "inputs", "dtype", "arguments", "constants", "defaults", "timestep",
+         "result", "shapes", "guards")
+    )  # fmt: skip
+    inputs = tuple(_read_input(item) for item in entry["inputs"].items(_MOST_INPUTS))
+    timestep = entry["timestep"]
+    if timestep.value is not None:
+        timestep.one_of([i.name for i in inputs])
+    arguments = _read_skeleton(entry["arguments"])
+    if isinstance(arguments, str) or arguments.kind != "dict":
+        entry["arguments"].fail("is no dict of arguments")
+    result = _read_skeleton(entry["result"])
+    if sorted({*names_in(result)} - {NOTHING}) != [RESULT]:
+        entry["result"].fail("does not hold one tensor")
+    return Signature(
+        parameters=tuple(p.text(_PARAMETER) for p in entry["parameters"].items(256)),
+        inputs=inputs,
+        dtype=DTYPES[entry["dtype"].one_of(DTYPES)],
+        arguments=arguments,
+        constants=_read_constants(entry["constants"]),
+        defaults=_read_constants(entry["defaults"]),
+        timestep=timestep.value,
+        result=result,
+        limits=_read_limits(entry["shapes"], entry["guards"], inputs),
+    )
+
+
+def _read_input(field: Field) -> Input:
+    name, rank, dtype = field.items(count=3)
+    return Input(name.text(_INPUT), rank.integer(0, 8), DTYPES[dtype.one_of(DTYPES)])
+
+
+def _read_skeleton(field: Field) -> Skeleton | str:
+    try:
+        return from_json(field.plain())
+    except ValueError as error:
+        field.fail(str(error)[:200])
+
+
+def _read_constants(field: Field) -> dict[str, Any]:
+    found = {}
+    for name, member in field.members(_MOST_INPUTS).items():
+        try:
+            found[name] = constant_from_json(member.plain())
+        except ValueError as error:
+            member.fail(str(error)[:200])
+    return found
+
+
+def _read_limits(shapes: Field, guards: Field, inputs: Sequence[Input]) -> Limits:
+    dimensions = []
+    for shape, given in zip(shapes.items(count=len(inputs)), inputs, strict=True):
+        sizes = shape.items(count=given.rank)
+        dimensions.append([_read_size(size) for size in sizes])
+    found = []
+    for guard in guards.items(4096):
+        text, place = guard.items(count=2)
+        found.append(Guard(_read_expression(text), place.text(limit=1000)))
+    return Limits(dimensions, found)
+
+
+def _read_size(field: Field) -> int | str:
+    return field.integer(0, 2**31 - 1) if type(field.value) is int else _read_expression(field)
+
+
+def _read_expression(field: Field) -> str:
+    text = field.text(limit=1 << 14)
+    try:
+        size_expressions.parse(text)
+    except ValueError as error:
+        field.fail(str(error)[:300])
+    return text
+
+
+def _read_signature_2(field: Field, blueprint: Blueprint) -> Signature:
+    """Of formats 1 and 2: nesting is implied by dotted names, sizes are those of the graph."""
+    entry = field.record(("parameters", "names", "ranks", "dtype", "integer_timestep"))
+    names = tuple(n.text(_INPUT) for n in entry["names"].items(_MOST_INPUTS))
+    entry["integer_timestep"].boolean()
+    ranks = [r.integer(0, 8) for r in entry["ranks"].items(count=len(names))]
+    examples = blueprint.examples
+    if [example.ndim for example in examples] != ranks:
+        field.fail(f"has inputs of ranks {ranks}, the graph has others")
+    return Signature(
+        parameters=tuple(p.text(_WORD) for p in entry["parameters"].items(256)),
+        inputs=tuple(Input(n, e.ndim, e.dtype) for n, e in zip(names, examples, strict=True)),
+        dtype=DTYPES[entry["dtype"].one_of(DTYPES)],
+        arguments=nested_by_names(names),
+        timestep=TIMESTEP if TIMESTEP in names else None,
+        limits=limits_of(examples),
+    )
 
 
 def check_signature(signature: Signature, blueprint: Blueprint) -> None:

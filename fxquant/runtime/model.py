@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxquant.errors import BackendError, CallError
-from fxquant.graph.limits import check_limits, input_limits
 from fxquant.graph.signature import Signature
 from fxquant.quant.table import ActivationTable
 from fxquant.recipe import Recipe
@@ -85,7 +84,6 @@ class QuantizedModel(nn.Module):
         self.config = config
         self.origin = origin
         self._output = output
-        self._limits = input_limits(graph)
         if not owned:
             _own_tensors(self)
         self._served = self._uncaptured()
@@ -107,20 +105,22 @@ class QuantizedModel(nn.Module):
         Raises:
             CallError: arguments, or sizes, other than those the model was captured with.
         """
-        parameters = self.signature.parameters
-        return_dict = kwargs.get("return_dict", True)
-        if "return_dict" in parameters and len(args) > parameters.index("return_dict"):
-            return_dict = args[parameters.index("return_dict")]
         tensors = self.signature.flatten(args, kwargs)
         alike = self.signature.has_one_timestep(args, kwargs)
-        for name, tensor, limits in zip(self.signature.names, tensors, self._limits, strict=False):
-            check_limits(name, tensor, limits)
+        for name, tensor in zip(self.signature.names, tensors, strict=True):
             if tensor.device != self.device:
                 raise CallError(f"{name} is on {tensor.device}, the model on {self.device}")
         result = self.run(tensors, alike)
-        if "return_dict" not in parameters:
-            return result
-        return self._output(result) if return_dict and self._output else (result,)
+        return self._returned(result, self.signature.return_dict(args, kwargs))
+
+    def _returned(self, result: Tensor, return_dict: bool) -> Any:
+        """What the original returns around its tensor."""
+        returned = self.signature.returned(result)
+        if self._output is None:
+            return returned
+        if self.signature.takes_return_dict:
+            return self._output(result) if return_dict else returned
+        return self._output(**returned)
 
     def run(self, tensors: Sequence[Tensor], alike: bool = False) -> Tensor:
         """The graph on flat tensors; samples whose timesteps use different rows run apart.
@@ -133,19 +133,29 @@ class QuantizedModel(nn.Module):
         if self.table.values.shape[0] == 1 or index is None:
             return self._step(tensors, self.table.row(0))
         if alike:
-            return self._step(tensors, self.table.rows(tensors[index][:1])[0])
-        groups = self.table.group(tensors[index])
+            return self._step(tensors, self.table.rows(tensors[index].reshape(-1)[:1])[0])
+        groups = self.table.group(tensors[index].reshape(-1))
         result: Tensor | None = None
         for group in groups.unique().tolist():
             chosen = groups == group
             if bool(chosen.all()):
                 return self._step(tensors, self.table.row(group))
-            part = self._step([t[chosen] for t in tensors], self.table.row(group))
+            part = self._step(self._samples(tensors, chosen), self.table.row(group))
             if result is None:
                 result = part.new_empty(groups.shape[0], *part.shape[1:])
             result[chosen] = part
         assert result is not None
         return result
+
+    def _samples(self, tensors: Sequence[Tensor], chosen: Tensor) -> list[Tensor]:
+        """The inputs of some samples of a call, a mask [B]; tables without a batch are for all."""
+        factors = self.signature.limits.batch_factors()
+        if any(factor > 1 for factor in factors) or not factors[0]:
+            raise CallError(
+                "the samples of this call have timesteps with different activation ranges, and "
+                "this model's inputs cannot be split by sample; call it for each timestep alone"
+            )
+        return [t[chosen] if f else t for t, f in zip(tensors, factors, strict=True)]
 
     def _step(self, tensors: Sequence[Tensor], row: Tensor) -> Tensor:
         served = self._served
@@ -267,7 +277,7 @@ def output_class(original: type[nn.Module]) -> type[Any] | None:
 
 def output_for(signature: Signature) -> type[Any] | None:
     """The output class of a model whose original class is not known."""
-    return DenoiserOutput if "return_dict" in signature.parameters else None
+    return DenoiserOutput if signature.takes_return_dict else None
 
 
 def _annotated_return(function: Callable[..., Any]) -> Any:

@@ -1,0 +1,189 @@
+"""Does a captured graph compute what its module computes? Asked of every model that is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxquant.errors import CaptureError
+from fxquant.graph.limits import Guard, Limits
+from fxquant.graph.signature import Signature
+from fxquant.graph.structure import taken_apart
+
+log = logging.getLogger(__name__)
+
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}  # of the relative L2 error
+_COARSE = 5e-2  # of 16-bit floats, whose rounding a deep network amplifies
+
+
+class UnfaithfulError(CaptureError):
+    """A graph computes something else than its module."""
+
+
+def run_model(model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -> Tensor:
+    """The module's own result, in eval mode, for flat tensors."""
+    args, kwargs = signature.call(tensors)
+    with evaluating(model), torch.no_grad():
+        output = model(*args, **kwargs)
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+    _, leaves = taken_apart("result", output)
+    found = [value for value in leaves.values() if isinstance(value, Tensor)]
+    assert len(found) == 1  # capture saw to that
+    return found[0]
+
+
+def error(result: Tensor, expected: Tensor) -> float:
+    """Relative L2 error; values that are not finite count where they differ."""
+    a, b = result.detach().double(), expected.detach().double()
+    if a.shape != b.shape:
+        return float("inf")
+    same = (a == b) | (a.isnan() & b.isnan())
+    difference = torch.where(same, 0.0, a - b)
+    scale = torch.where(b.isfinite(), b, 0.0).norm()
+    ratio = difference.norm() / scale if scale > 0 else difference.norm()
+    return float(torch.nan_to_num(ratio, nan=float("inf")))
+
+
+def agrees(result: Tensor, expected: Tensor) -> bool:
+    """Equal, up to the rounding of floats."""
+    return error(result, expected) <= _TOLERANCE.get(expected.dtype, _COARSE)
+
+
+def check(
+    model: nn.Module,
+    signature: Signature,
+    tensors: Sequence[Tensor],
+    result: Callable[[], Tensor],
+    graph: GraphModule,
+) -> Tensor:
+    """The module's result for a call, with which the graph's agrees.
+
+    Args:
+        result: computes the graph's.
+        graph: says whether random numbers are drawn; both draw from the same state of torch's
+            generator.
+
+    Raises:
+        UnfaithfulError: the results differ.
+    """
+    with same_draws():
+        expected = run_model(model, signature, tensors)
+    with same_draws():
+        found = result()
+    if agrees(found, expected):
+        return expected
+    shapes = ", ".join(
+        f"{n} {list(t.shape)}" for n, t in zip(signature.names, tensors, strict=True)
+    )
+    if _draws(graph):
+        log.warning(
+            "%s draws random numbers, and its captured graph draws others: what was captured "
+            "could not be compared with it", type(model).__name__,
+        )  # fmt: skip
+        return expected
+    raise UnfaithfulError(
+        f"what torch.export made of {type(model).__name__} is not what the module computes: for a "
+        f"call with {shapes} the relative error is {error(found, expected):.3g}, before anything "
+        "is quantised. Its forward depends on something besides its inputs and weights: state "
+        "that it keeps between calls, Python's or NumPy's random numbers, the time, or whether "
+        "there is one sample. Make that an argument, or compile the submodule without it"
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in eval mode; then every module is in the mode it was in."""
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:  # not model.train(), which would reach the frozen ones as well
+            module.training = True
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Within, random numbers come from one fixed state; then the generators go on as before."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        yield
+
+
+def _draws(graph: GraphModule) -> bool:
+    tag = torch.Tag.nondeterministic_seeded
+    return any(tag in getattr(node.target, "tags", ()) for node in graph.graph.nodes)
+
+
+class Comparison:
+    """Compares a float graph with its module on calibration calls, as `compiler.observe` runs them.
+
+    One call of each combination of sizes is compared, and one sample by itself: the tracer takes
+    for granted that there are several, and a model may do something else for one.
+
+    Attributes:
+        signature: the graph's, with limits that refuse single samples where it does.
+        expected: the module's result for the first call, None before.
+    """
+
+    def __init__(self, model: nn.Module, signature: Signature, floats: GraphModule):
+        self.signature = signature
+        self.expected: Tensor | None = None
+        self._model, self._floats = model, floats
+        self._seen: set[tuple[torch.Size, ...]] = set()
+
+    def __call__(self, tensors: Sequence[Tensor], run: Callable[[], Tensor]) -> None:
+        """See one call.
+
+        Args:
+            run: gives the graph's result, and is called once.
+
+        Raises:
+            UnfaithfulError: it is not the module's.
+        """
+        key = tuple(t.shape for t in tensors)
+        if key in self._seen or any(t.is_meta for t in tensors):
+            run()
+            return
+        self._seen.add(key)
+        device = next((t.device for t in self._floats.state_dict().values()), tensors[0].device)
+        given = [t.to(device) for t in tensors]
+        expected = check(self._model, self.signature, given, run, self._floats)
+        if self.expected is None:
+            self.expected = expected
+            self._try_one_sample(given, expected)
+
+    def _try_one_sample(self, tensors: Sequence[Tensor], expected: Tensor) -> None:
+        limits = self.signature.limits
+        factors = limits.batch_factors()
+        batch = limits.shapes[0][0] if limits.shapes else 1
+        if not isinstance(batch, str) or tensors[0].shape[0] == 1:
+            return
+        one = [t[:rows] if rows else t for t, rows in zip(tensors, factors, strict=True)]
+        with torch.no_grad(), same_draws():
+            try:
+                found = self._floats(*one)
+            except RuntimeError:
+                found = expected.new_zeros(0)
+        rows = expected.shape[0] // tensors[0].shape[0] if expected.ndim else 0
+        if agrees(found, expected[:rows]):
+            return
+        try:
+            with same_draws():
+                alone = run_model(self._model, self.signature, one)
+            if agrees(found, alone) or _draws(self._floats):
+                return
+        except Exception as refusal:  # noqa: BLE001 - whatever it is, the model takes no single one
+            log.debug("the model takes no single sample: %s", refusal)
+        guard = Guard(f"{batch} > 1", f"{type(self._model).__name__} itself")
+        self.signature = dataclasses.replace(
+            self.signature, limits=Limits(limits.shapes, (*limits.guards, guard))
+        )

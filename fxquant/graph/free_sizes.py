@@ -1,0 +1,203 @@
+"""Which sizes torch.export is asked to leave free, and on what example.
+
+Most are left to the tracer (`Dim.AUTO`): it keeps a size free until the model fixes it, and finds
+which sizes go together. Heights and widths that a UNet halves at every level are free in steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from fxquant.graph.signature import TOKENS, Signature
+
+_ROOMY = 4  # samples: a batch of two, halved, would be one, which the tracer takes for a constant
+_STEPS = (2, 4, 8, 16, 32)
+_SMALL_SIDE = 32
+_IMAGE, _VIDEO = 4, 5  # dimensions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to trace.
+
+    Attributes:
+        example: the flat tensors.
+        free: by input, the dimensions that calls may choose and how export is told.
+    """
+
+    example: list[Tensor]
+    free: tuple[dict[int, Any], ...]
+
+
+def plans(
+    model: nn.Module,
+    signature: Signature,
+    calls: Sequence[Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    dynamic: bool,
+) -> Iterator[Plan]:
+    """From the freest to the one that fixes every size.
+
+    Args:
+        calls: all that are known; what differs between them is free.
+        tensors: the call to trace.
+        dynamic: False for the last plan alone.
+    """
+    if dynamic:
+        free = _free_dimensions(calls, tensors)
+        examples = _examples(signature, tensors)
+        step = _level_step(model, tensors[0])
+        if step > 1:
+            yield Plan(examples[0], stepwise(tensors, free, step))
+        for example in examples:
+            yield Plan(example, tuple(dict.fromkeys(dims, Dim.AUTO) for dims in free))
+        batch = [{0} & dims for dims in free]
+        yield Plan(examples[0], tuple(dict.fromkeys(dims, Dim.AUTO) for dims in batch))
+    yield Plan(list(tensors), tuple({} for _ in tensors))
+
+
+def stepwise(
+    tensors: Sequence[Tensor], free: Sequence[set[int]], step: int
+) -> tuple[dict[int, Any], ...]:
+    """Height and width of the first input in multiples of `step`."""
+    shapes = [dict.fromkeys(dims, Dim.AUTO) for dims in free]
+    height, width = tensors[0].ndim - 2, tensors[0].ndim - 1
+    shapes[0] |= {height: step * Dim("height"), width: step * Dim("width")}
+    return tuple(shapes)
+
+
+def in_steps(plan: Plan, step: int) -> Plan:
+    """The same plan with the sides of the first input in multiples of `step`."""
+    return Plan(plan.example, stepwise(plan.example, [set(dims) for dims in plan.free], step))
+
+
+def widened(plan: Plan) -> Plan | None:
+    """The same plan on images twice as high and wide; None where the sides are not small.
+
+    At the smallest size that a UNet takes, its deepest images have one pixel, which the tracer
+    takes for a constant.
+    """
+    first = plan.example[0]
+    if first.ndim < _IMAGE or max(first.shape[-2:]) > _SMALL_SIDE:
+        return None
+    example = [
+        t.repeat_interleave(2, -1).repeat_interleave(2, -2)
+        if t.ndim >= _IMAGE and t.is_floating_point()
+        else t
+        for t in plan.example
+    ]
+    return Plan(example, plan.free)
+
+
+def step_of(environment: Any, sides: Sequence[Any], example: Sequence[int]) -> int:
+    """The least step for which what the tracer found out about these sides is always true."""
+    symbols = {s for side in sides if isinstance(side, torch.SymInt) for s in _symbols(side)}
+    asked = [environment.replace(g.expr) for g in environment.guards]
+    equations = [e for e in asked if isinstance(e, sympy.Eq) and e.free_symbols <= symbols]
+    for step in (1, *_STEPS):
+        if any(size % step for size in example):
+            break
+        if all(_holds(e, step) for e in equations):
+            return step
+    return 1
+
+
+def fixed_sizes(plan: Plan, values: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """(input, dimension) of what was to be free and turned out to have one size.
+
+    Args:
+        values: the inputs' example values in the traced graph.
+    """
+    return [
+        (k, axis)
+        for k, (dims, value) in enumerate(zip(plan.free, values, strict=True))
+        for axis in sorted(dims)
+        if isinstance(value.shape[axis], int)
+        and plan.example[k].shape[axis] > 1
+        and not (value.ndim >= _VIDEO and axis in (1, 2))  # one of them is channels
+    ]
+
+
+def has_fixed_sides(plan: Plan, values: Sequence[Tensor]) -> bool:
+    """Have the images of the first input one height or width, which were to be free?"""
+    sides = (values[0].ndim - 2, values[0].ndim - 1)
+    return values[0].ndim >= _IMAGE and any(
+        axis in plan.free[0] and isinstance(values[0].shape[axis], int) for axis in sides
+    )
+
+
+def _symbols(size: torch.SymInt) -> set[Any]:
+    found: set[Any] = size.node.expr.free_symbols
+    return found
+
+
+def _holds(equation: Any, step: int) -> bool:
+    """Is it true for all small multiples of the step?"""
+    symbols = sorted(equation.free_symbols, key=str)
+    return all(
+        equation.subs(dict.fromkeys(symbols, sympy.Integer(step * k))) == sympy.true
+        for k in range(1, 10)
+    )
+
+
+def _level_step(model: nn.Module, sample: Tensor) -> int:
+    """What a UNet's height and width are a multiple of for its skips to match, if these are."""
+    levels = getattr(getattr(model, "config", None), "down_block_types", None)
+    if not levels or sample.ndim < _IMAGE:
+        return 1
+    step = 2 ** (len(levels) - 1)
+    return 1 if any(side % step for side in sample.shape[-2:]) else step
+
+
+def _free_dimensions(
+    calls: Sequence[Sequence[Tensor]], tensors: Sequence[Tensor]
+) -> list[set[int]]:
+    lengths = {t.shape[1] for t in tensors if t.ndim == 3}
+    return [
+        _usual(t, lengths)
+        | {axis for axis in range(t.ndim) if len({call[k].shape[axis] for call in calls}) > 1}
+        for k, t in enumerate(tensors)
+    ]
+
+
+def _usual(tensor: Tensor, lengths: set[int]) -> set[int]:
+    """Batch, sides and frames, numbers of tokens; not channels."""
+    if tensor.ndim == _IMAGE:
+        return {0, 2, 3}
+    if tensor.ndim >= _VIDEO:
+        return set(range(tensor.ndim))
+    tokens = {axis for axis in range(1, tensor.ndim) if tensor.shape[axis] in lengths}
+    return {0} | tokens if tensor.ndim else set()
+
+
+def _examples(signature: Signature, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The call with more samples, with the rows folded into the batch as well, and as it is."""
+    batch = tensors[0].shape[0]
+    plain = [_two_tokens(t, n) for n, t in zip(signature.names, tensors, strict=True)]
+    found = [plain]
+    if 0 < batch < _ROOMY:
+        rows = [t.shape[0] if t.ndim else 0 for t in plain]
+        whole = [_repeated(t) if n == batch else t for t, n in zip(plain, rows, strict=True)]
+        folded = [
+            _repeated(t) if n and n % batch == 0 else t for t, n in zip(plain, rows, strict=True)
+        ]
+        is_folded = any(n != batch and n % batch == 0 for n in rows if n)
+        found = [whole, *([folded] if is_folded else []), plain]
+    return found
+
+
+def _repeated(tensor: Tensor) -> Tensor:
+    return tensor.repeat(_ROOMY, *[1] * (tensor.ndim - 1))
+
+
+def _two_tokens(tensor: Tensor, name: str) -> Tensor:
+    if name in TOKENS and tensor.ndim > 1 and tensor.shape[1] == 1:
+        return tensor.repeat(1, 2, *[1] * (tensor.ndim - 2))
+    return tensor
