@@ -6,9 +6,10 @@ OTHER, DTYPE) and raises a `Finding` where the law does not hold.
 What "near" means. The right result of a quantised model is not the float model's: how far they may
 be apart depends on the module. So the *module itself* is run once more with noise of the size of
 8 bit rounding on both operands of every product (`tests/fuzz/noise.py`), and the compiled model may
-be 0.1 plus four times as far from the float model as that. A module that cancels almost everything
-(x - shift(x)) is then asked for little, a plain one for a rel below 0.12 to 0.2; what goes wrong
-when a write is lost, a position rounded or a constant frozen is almost always 0.3 and more.
+be 0.05 plus four times as far from the float model as that. (Of modules compiled rightly the error
+was 1.2 to 3.8 times that noise, and up to 0.03 more where a few calls of few values had taught it
+ranges that later calls exceed.) A plain module is allowed a rel of about 0.1; what goes wrong when
+a write is lost, a position rounded or a constant frozen is almost always 0.3 and more.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from tests.toy import relative_error
 FILE = "fuzzed.py"
 INTERNAL = ("bug in the pass", "InvariantError", "AssertionError", "internal error")
 GRAPH_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
-BASE, SLACK = 0.1, 4.0
+BASE, SLACK = 0.05, 4.0
 
 
 class Finding(Exception):  # noqa: N818 - what the fuzzer is after
@@ -192,7 +193,7 @@ def check(source: str) -> Outcome:
     logging.getLogger("fxquant").setLevel(logging.ERROR)
     case = read(source)
     before = {k: v.clone() for k, v in case.model.state_dict().items()}
-    calibration = [expected(case, case.sizes, seed)[0] for seed in range(3)]
+    calibration = [expected(case, case.sizes, seed)[0] for seed in range(4)]
     outcome = Outcome()
     try:
         both = _attempt("compile", lambda: compiled_from(case.model, copy.deepcopy(calibration)))
