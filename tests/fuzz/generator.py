@@ -6,7 +6,7 @@ import random
 
 from tests.fuzz.grammar import images, python, tokens, vectors, writes  # noqa: F401 - they register
 from tests.fuzz.grammar.registry import TEMPLATES
-from tests.fuzz.writer import NotApplicable, Program, Writer
+from tests.fuzz.writer import Argument, NotApplicable, Program, Writer
 
 _SAMPLES = ("sample", "x", "hidden_states", "latents")
 _TIMES = ("timestep", "timesteps", "t", "time", "sigma")
@@ -41,7 +41,14 @@ def generate(rng: random.Random, most: int = 7, only: str = "") -> Program:
         _last_layer(w)
     sizes, other = _sizes(w)
     in_tuple = w.rng.randrange(6) == 0
-    return Program(tuple(w.arguments), tuple(w.statements), sizes, other, _dtype(w), in_tuple)
+    return Program(_read(w), tuple(w.statements), sizes, other, _dtype(w), in_tuple)
+
+
+def _read(w: Writer) -> tuple[Argument, ...]:
+    """The arguments, few of which nothing reads."""
+    idle = w.rng.randrange(8) == 0
+    used = {a.name for a in w.arguments if any(s.reads(a.name) for s in w.statements)}
+    return tuple(a for k, a in enumerate(w.arguments) if idle or k == 0 or a.name in used)
 
 
 def _arguments(w: Writer) -> None:

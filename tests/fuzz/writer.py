@@ -146,7 +146,7 @@ class Program:
         inputs = [a.value for a in self.arguments if a.value and a.value.kind in _FLOATS]
         made = [v for s in self.statements for v in s.results if v.kind in _FLOATS]
         last = (made or inputs)[-1]
-        unread = [v for v in [*made, *inputs] if v is not last and not self._is_read(v)]
+        unread = [v for v in [*inputs, *made[::-1]] if v is not last and not self._is_read(v)]
         ones = ", 1" * (len(last.dims) - 1)
         extra = [f" + {v}.flatten(1).mean(1).reshape(-1{ones})" for v in unread[:2]]
         made_of = str(last) + "".join(extra)
