@@ -17,12 +17,13 @@ export OMP_WAIT_POLICY := passive
 PYTEST := $(BIN)/pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install docs demo test test-all test-slow lint format types bench clean
+.PHONY: help install docs demo test test-all test-slow fuzz lint format types bench clean
 
 help:
 	@echo "make demo      quantise the bundled model and show what came of it"
 	@echo "make test      the tests, without the slow ones"
 	@echo "make test-all  lint and all tests"
+	@echo "make fuzz      random modules for SECONDS=600, compiled to the right result or refused by name"
 	@echo "make lint      ruff and mypy (make format repairs what ruff can)"
 	@echo "make docs      the API reference, from docstrings, to build/docs"
 	@echo "make bench     the measured comparisons, most of a day; other systems are installed for it"
@@ -47,6 +48,12 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PYTEST) -m slow --durations=10
+
+# From a seed that it prints; SEED=123 repeats one. FUZZ=--keep-going counts causes, instead of
+# stopping at the first.
+SECONDS ?= 600
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz.campaign --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(FUZZ)
 
 test-all: lint $(STAMP)
 	$(PYTEST) --durations=20
