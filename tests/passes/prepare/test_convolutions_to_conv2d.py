@@ -18,6 +18,7 @@ C1, C2, C3 = (partial(kind, 8, 12) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LINE, IMAGE, VIDEO = (8, 11), (8, 7, 6), (8, 4, 6, 5)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even")
 @pytest.mark.parametrize(
     ("layer", "sizes"),
     [

@@ -8,9 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from fxquant.graph.capture import capture
 from fxquant.graph.nodes import LINEAR, calls, is_learned
+from fxquant.graph.runner import run
+from fxquant.passes.pipelines import PREPARE
 from tests.passes.small import Model, compiled, parameter, prepared
-from tests.toy import targets
+from tests.toy import story, targets
 
 
 def test_a_normed_weight_is_one_weight_of_its_layer_at_any_size() -> None:
@@ -40,25 +43,17 @@ def test_a_fixed_filter_stays_float_and_is_called_that() -> None:
 
 def test_a_linear_of_learned_tokens_is_computed_once() -> None:
     model = Model(lambda m, x: m.q(x) @ m.k(m.tokens).transpose(-1, -2),
-                  q=nn.Linear(16, 16), k=nn.Linear(16, 16), tokens=parameter(1, 5000, 16))  # fmt: skip
+                  q=nn.Linear(16, 16), k=nn.Linear(16, 16),
+                  tokens=parameter(1, 5000, 16))  # fmt: skip
     served = compiled(model, torch.randn(4, 6, 16))
     assert served.summary.precision["w8a8"] == 1
 
 
 def test_random_weights_are_drawn_anew() -> None:
     model = Model(lambda m, x: x + m.w * torch.randn(16), w=parameter(16))
-    gm = prepared_graph(model, torch.randn(2, 16))
-    assert any("randn" in target for target in targets(gm))
-
-
-def prepared_graph(model: nn.Module, x: torch.Tensor):
-    from fxquant.graph.capture import capture
-    from fxquant.graph.runner import run
-    from fxquant.passes.pipelines import PREPARE
-    from tests.toy import story
-
     steps = [step for step in PREPARE if step.name == "fold_weights"]
-    return run(steps, capture(model, (x,)).graph_module, story().options)
+    gm = run(steps, capture(model, (torch.randn(2, 16),)).graph_module, story().options)
+    assert any("randn" in target for target in targets(gm))
 
 
 def test_a_parameter_that_others_read_keeps_its_name() -> None:
@@ -69,6 +64,7 @@ def test_a_parameter_that_others_read_keeps_its_name() -> None:
     assert str(second.args[1].target) == "a.weight_2"
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
 @pytest.mark.parametrize("sizes", [(16, 0), (0, 16)])
 def test_a_layer_without_elements_runs(sizes: tuple[int, int]) -> None:
     def forward(model: Model, x: torch.Tensor) -> torch.Tensor:
