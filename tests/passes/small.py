@@ -53,7 +53,7 @@ def compiled(model: nn.Module, x: Tensor, recipe: Recipe = FLOAT32, **options: A
     """Compiled on random calls, and near the model on others, in batches of 4 and 1."""
     calls = [(torch.randn_like(x),) for _ in range(4)]
     served = fxquant.compile(model.eval(), calls, recipe, progress=False, **options)
-    assert_near(served, model, x)
+    assert_near(served, model, x, most=0.1)
     return served
 
 
