@@ -130,10 +130,7 @@ def _internal(step: Step, error: Exception) -> str:
     node = _node_of(error)
     place = f" at {line(node)}" if node else ""
     source = f", from {source_line(node)}" if node and source_line(node) else ""
-    return (
-        f"internal error in pass {step.name}{place}{source}: {type(error).__name__}: {error}\n"
-        f"{_REPORT}"
-    )
+    return f"pass {step.name} failed{place}{source}: {type(error).__name__}: {error}\n{_REPORT}"
 
 
 def _node_of(error: Exception) -> Node | None:

@@ -112,6 +112,6 @@ def _name(gm: GraphModule, node: Node, leaves: Iterable[Node], read: set[str]) -
     learned = _learned(gm, leaves)
     if len(learned) == 1:
         return learned[0] if learned[0] not in read else free_target(gm, learned[0])
-    is_weight = any(is_layer(user) and user.args[1] is node for user in node.users)
-    leaf = "weight" if is_weight else node.name
-    return free_target(gm, ".".join(filter(None, (module_path(node), leaf))))
+    layer = next((user for user in node.users if is_layer(user) and user.args[1] is node), None)
+    place, leaf = (module_path(layer), "weight") if layer else (module_path(node), node.name)
+    return free_target(gm, ".".join(filter(None, (place, leaf))))

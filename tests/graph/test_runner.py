@@ -151,10 +151,24 @@ def test_a_pass_that_raises_is_named_and_its_error_chained(gm: GraphModule) -> N
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_following_the_advice_of_the_message_leaves_the_pass_out(gm: GraphModule) -> None:
-    with pytest.raises(PassError, match=r"skip=\['broken'\] leaves it out"):
-        run(pipeline(broken), gm, OPTIONS)
-    assert dump(run(pipeline(broken), gm, OPTIONS, skip=["broken"])) == dump(gm)
+def test_an_internal_error_names_node_and_line_and_no_remedy_that_does_not_exist(gm) -> None:
+    def busy(gm: GraphModule, *, options: Options) -> GraphModule:
+        node = silu(gm)
+        node.meta["stack_trace"] = 'File "unet.py", line 7, in forward\n    y = silu(x)'
+        raise KeyError("conv7")
+
+    busy.__globals__["__name__"] = "fxquant.passes.busy"
+    try:
+        with pytest.raises(PassError) as caught:
+            run(pipeline(busy), gm, OPTIONS)
+    finally:
+        busy.__globals__["__name__"] = __name__
+    message = str(caught.value)
+    assert "unet.py:7: y = silu(x)" in message
+    assert "%silu" in message
+    assert "error in fxquant, not in the model" in message
+    assert "fxquant dump" in message
+    assert "skip" not in message
 
 
 def test_errors_meant_for_the_user_pass_through_as_they_are(gm: GraphModule) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from fxquant.errors import CaptureError
 from fxquant.graph.nodes import attribute
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
-from fxquant.recipe import Recipe
-from tests.runtime import compiled as c
 from tests.toy import golden, relative_error, story
 
 
@@ -41,11 +37,3 @@ def test_gradients_reach_weights_and_scales():
 
 def test_golden():
     golden(__file__, story()["observers_to_fake_quant"], "down_resnet", "downsample")
-
-
-def test_a_weight_of_two_layers_is_refused() -> None:
-    model = c.mite()
-    model.conv_out = model.conv  # 16 channels out, and the same weight
-    recipe = Recipe.parse("w8a8-fast").with_(keep_float=("conv_in",))
-    with pytest.raises(CaptureError, match=r"conv.*weight is the weight of two layers.*keep_float"):
-        c.compile_mite(recipe, model)
