@@ -130,6 +130,9 @@ _FUNCTIONS = {
     "sqrt": _Function(lambda x: torch.sym_float(x) ** 0.5),
     "abs": _Function(abs),
     "where": _Function(torch.sym_ite, 3, 3),
+    "bitand": _Function(operator.and_, 2, 2),
+    "bitor": _Function(operator.or_, 2, 2),
+    "bitxor": _Function(operator.xor, 2, 2),
 }
 _RESERVED = frozenset({*_FUNCTIONS, "and", "or", "not", "True", "False"})
 

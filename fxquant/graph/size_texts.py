@@ -40,6 +40,9 @@ _FUNCTIONS = {
     "OpaqueUnaryFn_sqrt": "sqrt",
     "Abs": "abs",
     "Where": "where",
+    "BitwiseFn_bitwise_and": "bitand",
+    "BitwiseFn_bitwise_or": "bitor",
+    "BitwiseFn_bitwise_xor": "bitxor",
 }
 
 

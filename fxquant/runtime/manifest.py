@@ -57,6 +57,7 @@ _CLASS = re.compile(
     r"(diffusers\.models(?:\.[a-z_][a-z0-9_]{0,60}){0,6})\.([A-Z][A-Za-z0-9_]{0,99})"
 )
 _MOST_INPUTS = 1024
+_DEEPEST = 40  # lists in the nesting of arguments: two for each container
 log = logging.getLogger(__name__)
 
 _UNSAVED = ("_name_or_path", "_use_default_values")  # config entries about a machine, or unordered
@@ -269,7 +270,7 @@ def _read_input(field: Field) -> Input:
 
 def _read_skeleton(field: Field) -> Skeleton | str:
     try:
-        return from_json(field.plain())
+        return from_json(field.plain(_DEEPEST))
     except ValueError as error:
         field.fail(str(error)[:200])
 
@@ -336,7 +337,7 @@ def check_signature(signature: Signature, blueprint: Blueprint) -> None:
 def read_recipe(field: Field) -> Recipe:
     """The recipe; fields that it lacks have their defaults."""
     try:
-        return Recipe.from_json(field.plain())
+        return Recipe.from_json(field.plain(_DEEPEST))
     except (RecipeError, TypeError, ValueError) as error:
         raise ArtifactError(f"{field.file}: {field.path}: {error}") from error
 
