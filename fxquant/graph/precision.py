@@ -196,6 +196,8 @@ def _overflows(gm: GraphModule, node: Node, dtype: torch.dtype) -> bool:
     value = attribute(gm, str(node.target))
     if not has_float(node) or value.is_complex() or not 0 < value.numel() <= _SMALL:
         return False
+    if value.is_meta:
+        return False  # it has no numbers
     numbers = value.detach()[value.isfinite()].abs()
     return bool((numbers > torch.finfo(dtype).max).any())
 

@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxquant
+from fxquant.graph.capture import capture
 from fxquant.graph.nodes import CONV2D, calls
+from fxquant.graph.runner import run
+from fxquant.passes import pipelines
 from tests.passes.small import Model, assert_near, compiled, prepared
-from tests.toy import targets
+from tests.toy import golden, story, targets
 
 C1, C2, C3 = (partial(kind, 8, 12) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 LINE, IMAGE, VIDEO = (8, 11), (8, 7, 6), (8, 4, 6, 5)
@@ -74,3 +77,11 @@ def test_video_runs_in_integers() -> None:
     )  # fmt: skip
     served = compiled(model, torch.randn(4, 8, 4, 16, 16), strict=True)
     assert served.summary.precision == {"w8a8": 4}
+
+
+def test_golden() -> None:
+    model = nn.Conv1d(4, 8, 3, padding=1)
+    gm = capture(model.eval(), (torch.randn(2, 4, 6),)).graph_module
+    golden(
+        __file__, run(pipelines.PREPARE, gm, story().options, stop_after="convolutions_to_conv2d")
+    )

@@ -11,9 +11,10 @@ from torch.nn.utils import parametrizations
 from fxquant.graph.capture import capture
 from fxquant.graph.nodes import LINEAR, calls, is_learned
 from fxquant.graph.runner import run
+from fxquant.passes import pipelines
 from fxquant.passes.pipelines import PREPARE
 from tests.passes.small import Model, compiled, parameter, prepared
-from tests.toy import story, targets
+from tests.toy import golden, story, targets
 
 
 def test_a_normed_weight_is_one_weight_of_its_layer_at_any_size() -> None:
@@ -73,3 +74,9 @@ def test_a_layer_without_elements_runs(sizes: tuple[int, int]) -> None:
     model = Model(forward, a=nn.Linear(16, 16), none=nn.Linear(*sizes))
     served = compiled(model, torch.randn(4, 6, 16), strict=True)
     assert served.summary.stayed_float == {"its weight is empty": ("none",)}
+
+
+def test_golden() -> None:
+    model = Model(lambda m, x: torch.nn.functional.linear(x, m.w.t() * 2), w=parameter(16, 24))
+    gm = capture(model.eval(), (torch.randn(2, 6, 16),)).graph_module
+    golden(__file__, run(pipelines.PREPARE, gm, story().options, stop_after="fold_weights"))

@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fxquant.graph.capture import capture
 from fxquant.graph.nodes import LINEAR, calls
+from fxquant.graph.runner import run
+from fxquant.passes import pipelines
 from tests.passes.small import Model, compiled, parameter, prepared
+from tests.toy import golden, story
 
 WIDE, SHARED = (3, 6, 16), (1, 16, 24)
 
@@ -51,3 +55,9 @@ def test_they_are_integer_layers() -> None:
     model = Model(lambda m, x: (x @ m.a).relu() @ m.b.T, a=parameter(16, 32), b=parameter(8, 32))
     served = compiled(model, torch.randn(4, 6, 16), strict=True)
     assert served.summary.precision == {"w8a8": 2}
+
+
+def test_golden() -> None:
+    model = Model(lambda m, x: x @ m.w, w=parameter(16, 24))
+    gm = capture(model.eval(), (torch.randn(2, 6, 16),)).graph_module
+    golden(__file__, run(pipelines.PREPARE, gm, story().options, stop_after="products_to_linear"))

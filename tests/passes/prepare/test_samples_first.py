@@ -7,9 +7,13 @@ import torch
 from torch import nn
 
 import fxquant
+from fxquant.graph.capture import capture
 from fxquant.graph.nodes import LINEAR, calls, counts_samples, shape
+from fxquant.graph.runner import run
+from fxquant.passes import pipelines
 from fxquant.recipe import Recipe
-from tests.passes.small import Model, assert_near, compiled, prepared
+from tests.passes.small import Model, assert_near, compiled, parameter, prepared
+from tests.toy import golden, story
 
 
 def attention(**options: bool) -> Model:
@@ -38,3 +42,11 @@ def test_they_are_reconstructed() -> None:
     served = fxquant.compile(model.eval(), calls_, recipe, progress=False, iters=4)
     assert {unit.path for unit in served.summary.units} == {"a", "out"}
     assert_near(served, model, x, most=0.3)
+
+
+def test_golden() -> None:
+    model = Model(
+        lambda m, x: torch.nn.functional.linear(x.transpose(0, 1), m.w), w=parameter(24, 16)
+    )
+    gm = capture(model.eval(), (torch.randn(2, 6, 16),)).graph_module
+    golden(__file__, run(pipelines.PREPARE, gm, story().options, stop_after="samples_first"))

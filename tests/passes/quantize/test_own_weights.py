@@ -8,8 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxquant
+from fxquant.graph.capture import capture
+from fxquant.graph.runner import run
+from fxquant.passes import pipelines
 from fxquant.recipe import Recipe
-from tests.passes.small import FLOAT32, Model, assert_near, compiled
+from tests.passes.small import FLOAT32, Model, assert_near, compiled, parameter
+from tests.toy import golden, story
 
 
 def tied() -> Model:
@@ -60,3 +64,17 @@ def test_a_name_that_is_taken_is_not_bound_over() -> None:
     model.a.register_parameter("weight_scale", nn.Parameter(torch.full((16,), 5.0)))
     model._forward = lambda m, x: m.a(F.silu(m.a(x))) * m.a.weight_2 + m.a.weight_scale
     compiled(model, torch.randn(4, 6, 16))
+
+
+def test_golden() -> None:
+    model = Model(
+        lambda m, x: torch.nn.functional.linear(torch.nn.functional.linear(x, m.w).relu(), m.w),
+        w=parameter(16, 16),
+    )
+    gm = capture(model.eval(), (torch.randn(2, 6, 16),)).graph_module
+    golden(
+        __file__,
+        run(
+            (*pipelines.PREPARE, *pipelines.OBSERVE), gm, story().options, stop_after="own_weights"
+        ),
+    )
