@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 _PREFIX = "model"
 _INPUTS_OF_PASSES = ("group", "row")  # which they add behind the call's own
 _WARNINGS_OF_TRACING = (
-    r"The tensor attributes? .*_flat_weights",
+    r"The tensor attributes? .* assigned during export",
     r"Using padding='same' with even kernel lengths",
 )
 _MOST_EXAMPLES = 4  # calls of different sizes that are tried as the traced one
@@ -261,16 +261,20 @@ def _captured(signature: Signature, traced: _Traced) -> Captured:
     returned, limits = traced.wrapper.returned, traced_limits(traced.inputs)
     signature = dataclasses.replace(signature, limits=limits, result=returned.result)
     if signature.timestep_index is not None and len(signature.forms) > 1:
-        _check_timestep(signature, limits.shapes[signature.timestep_index], limits.shapes[0])
+        _check_timestep(signature, limits.shapes)
     graph = _plain(traced.exported, signature, traced.plan.example[0].device.type)
     return Captured(graph, signature, returned.output)
 
 
-def _check_timestep(
-    signature: Signature, timestep: Sequence[Dimension], sample: Sequence[Dimension]
-) -> None:
-    """One timestep per sample must go with the batch: not with a width that happens to be equal."""
-    if timestep and timestep[0] != sample[0]:
+def _check_timestep(signature: Signature, shapes: Sequence[Sequence[Dimension]]) -> None:
+    """One timestep per sample must go with the batch: not with a width that happens to be equal.
+
+    It may go with nothing, where it and the sample never meet.
+    """
+    assert signature.timestep_index is not None
+    timestep = shapes[signature.timestep_index]
+    others = [d for k, shape in enumerate(shapes) if k != signature.timestep_index for d in shape]
+    if timestep and timestep[0] != shapes[0][0] and timestep[0] in others:
         raise CaptureError(
             f"{signature.timestep} is one number for all samples in this module; with one number "
             f"per sample it would go with another dimension, {timestep[0]}"
@@ -337,7 +341,8 @@ def _quiet() -> Iterator[None]:
     """torch notes which sizes became constants; what of it concerns a user, we say.
 
     Its warnings are of how its own layers look while they are traced: a GRU assigns its weights,
-    a convolution of an even kernel pads one side more. They are no errors, whatever filter is set.
+    a convolution of an even kernel pads one side more. They are no errors, whatever filter is set;
+    whether state matters is asked by `faithful`.
     """
     logger = logging.getLogger("torch._export.non_strict_utils")
     was, logger.disabled = logger.disabled, True

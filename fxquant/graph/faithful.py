@@ -15,6 +15,7 @@ from fxquant.errors import CaptureError
 from fxquant.graph.limits import Guard, Limits
 from fxquant.graph.signature import Signature
 from fxquant.graph.specialise import device_of
+from fxquant.graph.state import kept, place_of_forward
 from fxquant.graph.structure import taken_apart
 
 log = logging.getLogger(__name__)
@@ -23,10 +24,10 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}  # of the relative L2 er
 _COARSE = 5e-2  # of 16-bit floats, whose rounding a deep network amplifies
 
 _STATE = (
-    "Its forward depends on something besides its inputs and weights: state that it keeps between "
-    "calls, Python's or NumPy's random numbers, or the time. Make that an argument, or compile the "
-    "submodule without it"
+    "on something besides its inputs and weights: state that it keeps between calls, Python's or "
+    "NumPy's random numbers, or the time"
 )
+_ASK = "Make that an argument, or compile the submodule without it"
 
 
 class UnfaithfulError(CaptureError):
@@ -34,9 +35,12 @@ class UnfaithfulError(CaptureError):
 
 
 def run_model(model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -> Tensor:
-    """The module's own result, in eval mode, for flat tensors, which it may write into."""
+    """The module's own result, in eval mode, for flat tensors; copies, into which it may write.
+
+    Random numbers come from the state that `same_draws` sets.
+    """
     args, kwargs = signature.call([tensor.clone() for tensor in tensors])
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), same_draws():
         output = model(*args, **kwargs)
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
         output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
@@ -80,8 +84,7 @@ def check(
     Raises:
         UnfaithfulError: the results differ.
     """
-    with same_draws():
-        expected = run_model(model, signature, tensors)
+    expected, changes = _first_result(model, signature, tensors)
     with same_draws():
         found = result()
     if agrees(found, expected):
@@ -98,8 +101,37 @@ def check(
     raise UnfaithfulError(
         f"what torch.export made of {type(model).__name__} is not what the module computes: for a "
         f"call with {shapes} the relative error is {error(found, expected):.3g}, before anything "
-        f"is quantised. {_STATE}"
+        f"is quantised. {_cause(model, changes)}"
     )
+
+
+def _first_result(
+    model: nn.Module, signature: Signature, tensors: Sequence[Tensor]
+) -> tuple[Tensor, list[str]]:
+    """What a first call gives, and what of the model it set; such state may not matter.
+
+    Raises UnfaithfulError if it does: if a second call gives something else.
+    """
+    with kept(model) as changes:
+        first = run_model(model, signature, tensors)
+    if changes:
+        with kept(model):
+            again = [run_model(model, signature, tensors) for _ in range(2)]
+        if not agrees(again[1], first):
+            raise UnfaithfulError(_two_results(model, changes))
+    return first, changes
+
+
+def _two_results(model: nn.Module, changes: Sequence[str]) -> str:
+    return f"{type(model).__name__} returned two results for one call. {_cause(model, changes)}"
+
+
+def _cause(model: nn.Module, changes: Sequence[str]) -> str:
+    """What forward may depend on besides its arguments, and where it is written."""
+    if changes:
+        return f"Its forward sets {', '.join(changes)}; a compiled model keeps nothing. {_ASK}"
+    place = place_of_forward(model)
+    return f"Its forward{f' ({place})' if place else ''} depends {_STATE}. {_ASK}"
 
 
 @contextmanager
@@ -178,12 +210,9 @@ class Comparison:
         one = [t[:rows] if rows else t for t, rows in zip(tensors, factors, strict=True)]
         if self._is_same(one) or _draws(self._floats):
             return
-        with same_draws():
-            again = run_model(self._model, self.signature, tensors)
+        again, changes = _first_result(self._model, self.signature, tensors)
         if not agrees(again, expected):
-            raise UnfaithfulError(
-                f"{type(self._model).__name__} returned two results for one call. {_STATE}"
-            )
+            raise UnfaithfulError(_two_results(self._model, changes))
         guard = Guard(f"{batch} > 1", f"{type(self._model).__name__} itself")
         self.signature = dataclasses.replace(
             self.signature, limits=Limits(limits.shapes, (*limits.guards, guard))
@@ -193,8 +222,7 @@ class Comparison:
     def _is_same(self, tensors: Sequence[Tensor]) -> bool:
         """Do graph and module agree on this call?"""
         try:
-            with same_draws():
-                expected = run_model(self._model, self.signature, tensors)
+            expected, _ = _first_result(self._model, self.signature, tensors)
             with same_draws():
                 return agrees(self._floats(*tensors), expected)
         except Exception as refusal:  # noqa: BLE001 - whatever it is, the call is not for both

@@ -195,4 +195,48 @@ REGRESSIONS = {
         _CONV,
         "h = self.conv(sample)\nreturn h * (1 + torch.rand(h.shape[0], 1, 1, 1))",
     ),
+    "contexts_in_contexts": Regression(
+        "regions of their own were taken for operators",
+        _CONV + "self.next = nn.Conv2d(16, 16, 1)",
+        "h = self.conv(sample)\n"
+        "with torch.autocast('cpu', enabled=False):\n"
+        "    h = self.next(h.float())\n"
+        "    with torch.enable_grad():\n"
+        "        a, b = h.chunk(2, 1)\n"
+        "        scale = torch.tensor([1.0, 2.0])\n"
+        "        with torch.autocast('cuda', dtype=torch.float16):\n"
+        "            b = b * scale[1]\n"
+        "return torch.cat([a, b], 1)",
+    ),
+    "autocast": Regression(
+        "InvariantError; now refused by name",
+        _CONV + "self.next = nn.Conv2d(16, 16, 1)",
+        "h = self.conv(sample)\n"
+        "with torch.autocast('cpu', dtype=torch.bfloat16):\n"
+        "    h = self.next(h)\n"
+        "return h.float()",
+    ),
+    "buffer_set_anew": Regression(
+        "refused without a line",
+        _CONV + "self.register_buffer('count', torch.ones(1))",
+        "self.count = self.count + 1\nreturn self.conv(sample) * self.count",
+    ),
+    "attribute_that_is_not_kept": Regression(
+        "a warning of torch's was an error where warnings are",
+        _CONV + "self.last = None",
+        "self.last = self.conv(sample)\nreturn F.silu(self.last)",
+    ),
+    "time_and_sample_that_never_meet": Regression(
+        "refused: one time for each sample went with another dimension, that of the times",
+        _CONV,
+        "a = timestep.float()[:, None] * torch.arange(8) / 8\nreturn torch.cat([a.sin(), a.cos()], 1)",
+        call='"sample": torch.randn(B, 4, H, W), "timestep": torch.randint(0, 1000, (B,))',
+        arguments="sample, timestep",
+    ),
+    "lstm": Regression(
+        "could not be saved, which was found out only after compile",
+        "self.layer = nn.LSTM(16, 16, batch_first=True)",
+        "return self.layer(sample)[0]",
+        call='"sample": torch.randn(B, L, 16)',
+    ),
 }
