@@ -229,7 +229,8 @@ REGRESSIONS = {
     "time_and_sample_that_never_meet": Regression(
         "refused: one time for each sample went with another dimension, that of the times",
         _CONV,
-        "a = timestep.float()[:, None] * torch.arange(8) / 8\nreturn torch.cat([a.sin(), a.cos()], 1)",
+        "a = timestep.float()[:, None] * torch.arange(8) / 8\n"
+        "return torch.cat([a.sin(), a.cos()], 1)",
         call='"sample": torch.randn(B, 4, H, W), "timestep": torch.randint(0, 1000, (B,))',
         arguments="sample, timestep",
     ),

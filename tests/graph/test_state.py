@@ -13,13 +13,14 @@ class Counts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("count", torch.ones(1))
+        self.register_buffer("total", torch.ones(1))
         self.number, self.last = 1, None
 
     def rebind(self) -> None:
         self.count = self.count + 1
 
     def write(self) -> None:
-        self.count.add_(1)
+        self.total.add_(1)
 
     def step(self) -> None:
         self.number += 1
@@ -35,7 +36,7 @@ class Counts(nn.Module):
     ("method", "line"),
     [
         ("rebind", "self.count = self.count + 1"),
-        ("write", "self.count.add_(1)"),
+        ("write", "self.total.add_(1)"),
         ("step", "self.number += 1"),
         ("keep", "self.last = torch.ones(1)"),
     ],
@@ -46,9 +47,10 @@ def test_what_was_set_is_named_with_its_line_and_undone(method, line):
     with kept(model) as changes:
         getattr(model[0], method)()
     (said,) = changes
-    assert "test_state.py:" in said and said.endswith(f": {line})")
+    assert "test_state.py:" in said
+    assert said.endswith(f": {line})")
     assert (model[0].count is buffer, model[0].number, model[0].last) == (True, 1, None)
-    assert buffer.item() == 1
+    assert (buffer.item(), model[0].total.item()) == (1, 1)
 
 
 def test_a_module_that_sets_nothing():
