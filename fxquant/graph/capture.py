@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "model"
 _INPUTS_OF_PASSES = ("group", "row")  # which they add behind the call's own
+_LOGGERS_OF_TRACING = (
+    "torch._export.non_strict_utils",
+    "torch.fx.experimental.symbolic_shapes",
+)
 _WARNINGS_OF_TRACING = (
     r"The tensor attributes? .* assigned during export",
     r"Using padding='same' with even kernel lengths",
@@ -338,21 +342,25 @@ def _export(model: nn.Module, signature: Signature, plan: Plan) -> _Traced:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch notes which sizes became constants; what of it concerns a user, we say.
+    """torch notes which sizes became constants, and prints the graph up to a branch that it cannot
+    take; what of it concerns a user, we say.
 
     Its warnings are of how its own layers look while they are traced: a GRU assigns its weights,
     a convolution of an even kernel pads one side more. They are no errors, whatever filter is set;
     whether state matters is asked by `faithful`.
     """
-    logger = logging.getLogger("torch._export.non_strict_utils")
-    was, logger.disabled = logger.disabled, True
+    loggers = [logging.getLogger(name) for name in _LOGGERS_OF_TRACING]
+    was = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
     try:
         with warnings.catch_warnings():
             for message in _WARNINGS_OF_TRACING:
                 warnings.filterwarnings("ignore", message, UserWarning)
             yield
     finally:
-        logger.disabled = was
+        for logger, disabled in zip(loggers, was, strict=True):
+            logger.disabled = disabled
 
 
 def _warn_of_fixed_sizes(model: nn.Module, signature: Signature, traced: _Traced) -> None:

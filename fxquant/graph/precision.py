@@ -68,6 +68,16 @@ def _exact_dtype(node: Node) -> torch.dtype:
     return _own(node) if plain else _widened(_own(node))
 
 
+def layers_of_numbers(gm: GraphModule) -> set[Node]:
+    """The layers that make features of a few exact numbers: eight bits of a time are no time."""
+    kinds = _kinds(gm, set())
+    return {
+        node
+        for node in filter(is_layer, gm.graph.nodes)
+        if _terms(node) <= _FEW and kinds.get(node.all_input_nodes[0]) is Kind.EXACT
+    }
+
+
 def computes(node: Node) -> bool:
     """Is it a call that reads or writes floats?"""
     if node.op != "call_function" or node.target in _SHAPES:

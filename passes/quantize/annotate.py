@@ -22,6 +22,7 @@ from fxquant.graph.nodes import (
     write_note,
 )
 from fxquant.graph.options import Options
+from fxquant.graph.precision import layers_of_numbers
 from fxquant.graph.weighted import is_weighted
 from fxquant.quant.spec import QuantSpec
 from fxquant.recipe import KEEP_FLOAT, Override, Recipe, weight_observer_for
@@ -46,8 +47,10 @@ def annotate(gm: GraphModule, *, options: Options) -> GraphModule:
     others = [n for n in gm.graph.nodes if is_weighted(gm, n)]
     attention = [n for n in gm.graph.nodes if is_attention(n) and recipe.attention == "int8"]
     _check_patterns(recipe, [*layers, *others, *attention])
-    fixed = _without_inputs(gm)
+    fixed, numbers = _without_inputs(gm), layers_of_numbers(gm)
     reasons = {layer: _reason_to_stay_float(gm, layer, recipe, fixed) for layer in layers}
+    for layer in numbers:
+        reasons[layer] = reasons[layer] or {"float": "it reads a few exact numbers, such as a time"}
     reasons |= {node: _reason_of_other(node, recipe) for node in others}
     _check_overrides(recipe, reasons)
     weights = {n: specs(n, recipe)[1] for n, reason in reasons.items() if reason is None}

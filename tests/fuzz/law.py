@@ -31,13 +31,14 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 import fxquant
-from fxquant.errors import CallError, FxquantError
+from fxquant.errors import ArtifactError, CallError, FxquantError
 from fxquant.passes.pipelines import PREPARE
 from tests.fuzz.noise import noisy
 from tests.toy import relative_error
 
 FILE = "fuzzed.py"
 INTERNAL = ("bug in the pass", "InvariantError", "AssertionError", "internal error")
+UNSAVED = ("aten.lstm.",)  # its kernels crash on weights of other shapes, which a file might name
 GRAPH_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 BASE, SLACK = 0.05, 4.0
 CALLS = 12  # to calibrate on: with few, of few values, later ones exceed the ranges
@@ -331,6 +332,11 @@ def _check_saved(case: Case, compiled: Any, outcome: Outcome) -> None:
         try:
             compiled.save_pretrained(place)
             loaded = fxquant.load(place)
+        except ArtifactError as error:
+            if any(operator in str(error) for operator in UNSAVED):
+                outcome.notes.append(f"not saved: {error}")
+                return
+            raise Finding("save", f"{type(error).__name__}: {error}") from error
         except Exception as error:
             raise Finding("save", f"{type(error).__name__}: {error}") from error
         _check_served(case, loaded, "serve loaded", outcome, calls=3)

@@ -204,7 +204,7 @@ REGRESSIONS = {
         "    with torch.enable_grad():\n"
         "        a, b = h.chunk(2, 1)\n"
         "        scale = torch.tensor([1.0, 2.0])\n"
-        "        with torch.autocast('cuda', dtype=torch.float16):\n"
+        "        with torch.autocast('cpu', torch.bfloat16, enabled=False):\n"
         "            b = b * scale[1]\n"
         "return torch.cat([a, b], 1)",
     ),
@@ -235,7 +235,7 @@ REGRESSIONS = {
         arguments="sample, timestep",
     ),
     "lstm": Regression(
-        "could not be saved, which was found out only after compile",
+        "'bug in the pass': bfloat16 with float32 weights; it is served, and not saved, on purpose",
         "self.layer = nn.LSTM(16, 16, batch_first=True)",
         "return self.layer(sample)[0]",
         call='"sample": torch.randn(B, L, 16)',

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxquant.calibration.calls import read_calls
 from fxquant.compiler import fake_quantise
 from fxquant.graph import runner
+from fxquant.graph.nodes import is_layer, module_path, note
 from fxquant.graph.options import Options
 from fxquant.kernels.machine import Machine
 from fxquant.passes import pipelines
@@ -211,6 +212,28 @@ def test_neighbouring_numbers_are_distinguished(kind):
     with torch.no_grad():
         assert relative_error(run(a), model(**a)) < 0.02
         assert relative_error(run(b) - run(a), model(**b) - model(**a)) < 0.3
+
+
+class LinearOfIds(Denoiser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(1, DIM)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        return self.drawn(x, torch.sin(self.linear_1(ids.to(x.dtype)[:, None] / 100)))
+
+
+@pytest.mark.parametrize("kind", [LinearOfTime, LinearOfIds])
+def test_layers_of_a_few_numbers_are_not_quantised(kind):
+    model = kind().eval()
+    call = inputs(model, torch.float32, 999)
+    options = Options(Recipe.parse("w8a8-fast"), Machine.named("x86-vnni"), "reference")
+    signature, calls = read_calls([call], model)
+    graph = fake_quantise(model, signature, calls, options).graph
+    layers = {module_path(n): note(n, "quant") for n in graph.graph.nodes if is_layer(n)}
+    assert "few exact numbers" in layers.pop("linear_1")["float"]
+    assert layers.keys() == {"first", "back", "linear"}
+    assert not any("float" in quant for quant in layers.values())
 
 
 OTHERS = (
