@@ -7,7 +7,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from fxquant.graph.lowered import LAYERS, arguments, ops, take_over
-from fxquant.graph.nodes import argument, aten, calls, only_user, shape
+from fxquant.graph.nodes import argument, aten, calls, is_symbolic, only_user, shape
 from fxquant.graph.options import Options
 
 
@@ -111,4 +111,6 @@ def _is_plain_add(node: Node) -> bool:
 
 def _other(add: Node, one: Node) -> Node | None:
     others = [a for a in add.args[:2] if a is not one]
-    return others[0] if len(others) == 1 and isinstance(others[0], Node) else None
+    if len(others) != 1 or not isinstance(others[0], Node) or is_symbolic(others[0]):
+        return None
+    return others[0]

@@ -37,7 +37,7 @@ from tests.fuzz.noise import noisy
 from tests.toy import relative_error
 
 FILE = "fuzzed.py"
-INTERNAL = ("bug in the pass", "InvariantError", "AssertionError", "internal error")
+INTERNAL = ("an error in fxquant", "bug in the pass", "AssertionError", "internal error")
 UNSAVED = ("aten.lstm.",)  # its kernels crash on weights of other shapes, which a file might name
 GRAPH_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 BASE, SLACK = 0.05, 4.0

@@ -240,4 +240,18 @@ REGRESSIONS = {
         "return self.layer(sample)[0]",
         call='"sample": torch.randn(B, L, 16)',
     ),
+    "number_of_a_size": Regression(
+        "an internal error: fuse_epilogues took the number for a tensor",
+        _CONV + "self.next = nn.Conv2d(16, 16, 1)",
+        "h = self.conv(sample) + 1 / sample.shape[0]\n"
+        "h = F.silu(h) * (2 / sample.shape[2])\n"
+        "return self.next(h) - sample.shape[3] / 8",
+    ),
+    "time_by_a_layer": Regression(
+        "rounded to eight bits, 999 was 1000: rel 1.02, and the law allowed it",
+        _CONV + "self.layer = nn.Linear(1, 16)",
+        "return self.conv(sample) + torch.sin(self.layer(time[:, None]))[:, :, None, None]",
+        call='"sample": torch.randn(B, 4, H, W), "time": torch.randint(0, 1000, (B,)).float()',
+        arguments="sample, time",
+    ),
 }
