@@ -83,7 +83,7 @@ class Limits:
                 f"a call with {_said(names, key)} goes another way through the model than the "
                 f"calibration calls did: {broken[0].place or 'it'} asks whether {broken[0].text} "
                 f"({_values(broken[0], values)}). Compile with a calibration call of these sizes "
-                "among the others"
+                "among the others, or a model of its own for them"
             )
         if len(self._accepted) < _REMEMBERED:
             self._accepted.add(key)
