@@ -151,6 +151,8 @@ def _unit(
 
 def _by_sample(gm: GraphModule, node: Node) -> bool:
     """Can the value be cached sample by sample? A unit with one that cannot is not trained."""
+    if not isinstance(node.meta["val"], Tensor):
+        return False
     first = next(n for n in gm.graph.nodes if n.op == "placeholder")
     if not isinstance(shape(first)[0], torch.SymInt):  # one batch only: sizes say nothing
         return True
