@@ -84,7 +84,9 @@ class Stream:
         return found & self._varying
 
     def _read_ahead(self, node: Node) -> bool:
-        return _is_tensor(node) and any(u not in self._done and u in self._varying for u in node.users)
+        return _is_tensor(node) and any(
+            u not in self._done and u in self._varying for u in node.users
+        )
 
     def _compute(self, names: Sequence[str], table: Tensor) -> None:
         known = list(self._known)
