@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.bind import bound, folded
 from fxquant.graph.interpret import Watched
 from fxquant.graph.nodes import attribute, note, set_buffer
 from fxquant.graph.runner import clone
@@ -122,7 +123,7 @@ class _Run:
         self, graph: GraphModule, samples: Samples, settings: Reconstruction, cache: Cache
     ):
         self.samples, self.settings, self.cache = samples, settings, cache
-        self.trained = specialise(graph, samples.tensors)
+        self.trained = folded(specialise(bound(graph, samples.shared), samples.tensors))
         self.units = units(self.trained, by_layer=settings.loss == "layer")
         self.float_graph = bypassed(self.trained)
         self.quantised = Stream(self.trained, samples, cache, settings.batch)

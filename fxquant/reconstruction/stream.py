@@ -8,8 +8,8 @@ later batch, of other samples, reads that of its first one.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,10 +23,17 @@ from fxquant.reconstruction.cache import Cache, Stored
 
 @dataclass(frozen=True)
 class Samples:
-    """Calibration samples, un-batched: flat graph inputs [N, ...] and table rows int64 [N]."""
+    """Calibration samples, un-batched.
+
+    Attributes:
+        tensors: flat graph inputs [N, ...].
+        rows: table rows, int64 [N].
+        shared: graph inputs that all samples have together, by position; `tensors` are the others.
+    """
 
     tensors: tuple[Tensor, ...]
     rows: Tensor
+    shared: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,10 +129,14 @@ def _is_tensor(node: Node) -> bool:
 
 
 def _varying(gm: GraphModule) -> set[Node]:
-    """Tensors, and lists of them, that depend on the inputs; weights and sizes are had again wherever needed."""
+    """Tensors, and lists of them, that depend on the inputs, if only on the batch.
+
+    Weights and sizes are had again wherever needed.
+    """
     found: set[Node] = set()
     for node in gm.graph.nodes:
-        depends = node.op == "placeholder" or any(n in found for n in node.all_input_nodes)
+        read = node.all_input_nodes
+        depends = node.op == "placeholder" or any(n in found or is_symbolic(n) for n in read)
         if depends and not is_symbolic(node) and node.op != "output":
             found.add(node)
     return found
