@@ -137,9 +137,15 @@ def unbatched(signature: Signature, calls: Sequence[Sequence[Tensor]]) -> Unbatc
 
     Raises:
         LoaderError: the calls differ in resolution or prompt length, or an input has neither a row
-            for each sample nor one value for all.
+            for each sample nor one value for all, or the model takes one batch size only.
     """
     names, limits = signature.names, signature.limits
+    if limits.shapes and limits.shapes[0] and isinstance(limits.shapes[0][0], int):
+        raise LoaderError(
+            f"the model takes batches of {limits.shapes[0][0]} only (dynamic=False, or its own "
+            "code), and reconstruction trains on batches of other sizes. Leave the sizes free, or "
+            "compile with an effort of 'fast'"
+        )
     by_sample = [factor == 1 for factor in limits.batch_factors()] or [True] * len(names)
     if signature.timestep_index is not None and signature.inputs[signature.timestep_index].rank:
         by_sample[signature.timestep_index] = True  # the signature makes it so
