@@ -40,10 +40,7 @@ def observe(
     timesteps = timesteps_of(signature, calls)
     distinct, rows = contiguous_groups(timesteps or [0.0], groups)
     if groups > len(distinct):
-        raise RecipeError(
-            f"timestep_groups={groups}, but the calls have {len(set(timesteps))} distinct "
-            f"timesteps: calibrate on more of them, or set timestep_groups={len(distinct)}"
-        )
+        raise RecipeError(f"timestep_groups={groups}, but {_too_few(len(set(timesteps)))}")
     lookup = ActivationTable(torch.zeros(groups, 0, 2), distinct, rows)
     device = device_of(graph)
     index, times = signature.timestep_index, list[float]()
@@ -68,6 +65,16 @@ def observe(
     table = settle(edges, distinct, rows).to(device)
     table.notes = notes
     return table
+
+
+def _too_few(timesteps: int) -> str:
+    """Why these timesteps do not make the groups that were asked for, and what would do."""
+    if not timesteps:
+        return "the model has no timestep: set timestep_groups=1"
+    return (
+        f"the calls have {timesteps} distinct timesteps: calibrate on more of them, or set "
+        f"timestep_groups={timesteps}"
+    )
 
 
 def observed_edges(graph: GraphModule) -> list[ObservedEdge]:

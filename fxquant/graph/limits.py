@@ -109,6 +109,16 @@ class Limits:
         batch = self.shapes[0][0]
         return [_factor(shape[0], batch) if shape else 0 for shape in self.shapes]
 
+    def apart_from_batch(self) -> list[bool]:
+        """By input, whether its shape may stay as it is while the batch changes."""
+        if not self.shapes or not self.shapes[0] or isinstance(self.shapes[0][0], int):
+            return [False] * len(self.shapes)
+        linked = _names(self.shapes[0][0])
+        for guard in self.guards:
+            if _names(guard.text) & _names(self.shapes[0][0]):
+                linked |= _names(guard.text)
+        return [not any(_names(str(size)) & linked for size in shape) for shape in self.shapes]
+
     def _sizes(self, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> dict[str, int]:
         """The named sizes of a call, whose every dimension is as it should be."""
         values: dict[str, int] = {}

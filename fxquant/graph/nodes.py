@@ -147,7 +147,7 @@ def _is_bound(gm: GraphModule, target: str) -> bool:
         if isinstance(value, Tensor):
             return True
         if not hasattr(value, part):
-            return False
+            return hasattr(nn.Module, target.rpartition(".")[2])  # as a new owner of it will be
         value = getattr(value, part)
     return True
 
