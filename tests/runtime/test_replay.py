@@ -24,6 +24,12 @@ from tests.runtime import compiled as c
 RECIPES = ("w8a8-fast", "w4a8-fast", "w4a4-fast")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_kernels() -> Iterator[None]:
+    with c.own_kernels():
+        yield
+
+
 def flat(model: QuantizedModel, call: c.Call, group: int = 0) -> list[Tensor]:
     return [*model.signature.flatten((), call), model.table.row(group)]
 

@@ -202,6 +202,9 @@ def test_sizes_may_be_computed_in_any_way() -> None:
     graph = make_fx(sized, tracing_mode="symbolic", pre_dispatch=True)(
         image(2, 4, 8, 6), torch.zeros(0, 2)
     )
+    [*_, row] = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    row._rename("row")  # make_fx numbers them
+    graph.recompile()
     again = reread(graph)
     for shape in SHAPES:
         args = image(*shape), torch.zeros(0, 2)
