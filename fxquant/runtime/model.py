@@ -39,6 +39,7 @@ _UNTRAINED = (
 )
 _REMEMBERED = 4096  # sizes that were served
 
+
 @dataclass
 class DenoiserOutput(BaseOutput):
     """What a module without an output class of its own returns for return_dict=True."""
@@ -358,9 +359,7 @@ class QuantizedModel(nn.Module):
         return self.to(changed.device, changed.dtype)
 
 
-def _refused_sizes(
-    names: Sequence[str], sizes: Sequence[torch.Size], error: RuntimeError
-) -> str:
+def _refused_sizes(names: Sequence[str], sizes: Sequence[torch.Size], error: RuntimeError) -> str:
     said = ", ".join(f"{n} {list(s)}" for n, s in zip(names, sizes, strict=True))
     return (
         f"the model does not take these sizes, which it was not called with before: {said}. Inside "

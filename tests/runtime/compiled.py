@@ -172,8 +172,8 @@ def _seeded(build: Callable[[], Any], seed: int = 0) -> Any:
 
 @contextmanager
 def own_kernels() -> Iterator[None]:
-    """Within, these models run fxquant's own kernels, whose steps are replayed, also where a CPU has
-    AMX: there `auto` picks oneDNN."""
+    """Within, these models run fxquant's own kernels, whose steps are replayed: also where a CPU
+    has AMX, with which `auto` picks oneDNN."""
     if "amx_int8" not in detect().cpu_features:
         yield
         return

@@ -82,7 +82,7 @@ X = torch.zeros(2, 4, 8, 8)
         ({"calib_loader": [without("timestep"), changed()]}, FxquantError, "timestep"),
         ({"calib_loader": [changed(), without("timestep")]}, CallError, "call 1.*lacks timestep"),
         ({"calib_loader": [changed(extra=X)]}, CallError, "call 0: unknown argument 'extra'"),
-        ({"calib_loader": [changed(sample="x")]}, CallError, "call 0: the first call holds no batched"),
+        ({"calib_loader": [changed(sample="x")]}, CallError, "call 0: .*holds no batched"),
         ({"calib_loader": [changed(sample=NAN)]}, CallError, "call 0: sample holds NaN"),
         (
             {"calib_loader": [changed(), changed(sample=X[0])]},
