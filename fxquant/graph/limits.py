@@ -74,7 +74,8 @@ class Limits:
             names: of the inputs, for the message.
         """
         key = tuple(tensor.shape for tensor in tensors)
-        if not self.shapes or key in self._accepted:
+        is_traced = any(isinstance(size, torch.SymInt) for shape in key for size in shape)
+        if not self.shapes or (not is_traced and key in self._accepted):
             return
         values = self._sizes(names, key)
         broken = self._broken(values)
@@ -85,7 +86,7 @@ class Limits:
                 f"({_values(broken[0], values)}). Compile with a calibration call of these sizes "
                 "among the others, or a model of its own for them"
             )
-        if len(self._accepted) < _REMEMBERED:
+        if not is_traced and len(self._accepted) < _REMEMBERED:
             self._accepted.add(key)
 
     def broken(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[Guard]:

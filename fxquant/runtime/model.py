@@ -33,6 +33,12 @@ from fxquant.runtime.summary import Summary
 
 log = logging.getLogger(__name__)
 
+_UNTRAINED = (
+    "a compiled model is not trained: it has integer weights and no gradients. Train the float "
+    "model, then compile it again: fxquant.compile(model, calls)"
+)
+_REMEMBERED = 4096  # sizes that were served
+
 
 @dataclass
 class DenoiserOutput(BaseOutput):
@@ -103,6 +109,8 @@ class QuantizedModel(nn.Module):
         if not owned:
             _own_tensors(self)
         self._served = self._uncaptured()
+        self._served_sizes: set[tuple[torch.Size, ...]] = set()
+        self._said_untrained = False
         self.eval()
         self._face: Face | NoFace | None = face
 
@@ -152,21 +160,21 @@ class QuantizedModel(nn.Module):
         )
 
     def train(self, mode: bool = True) -> QuantizedModel:
-        """Stay in eval mode.
-
-        Raises:
-            FaceError: training mode was asked for.
-        """
-        if mode:
-            raise FaceError(
-                "a compiled model is not trained: it has integer weights and no gradients. Train "
-                "the float model, then compile it again: fxquant.compile(model, calls)"
-            )
-        return super().train(mode)
+        """Stay in eval mode, and say so once: train() of an enclosing module comes here, too."""
+        if mode and not self._said_untrained:
+            self._said_untrained = True
+            log.warning("%s; train() changes nothing", _UNTRAINED)
+        return super().train(mode=False)
 
     def requires_grad_(self, requires_grad: bool = True) -> QuantizedModel:
-        """Stay without gradients; raises FaceError where they are asked for, as `train` does."""
-        return self.train() if requires_grad else self
+        """Stay without gradients.
+
+        Raises:
+            FaceError: they were asked for.
+        """
+        if requires_grad:
+            raise FaceError(_UNTRAINED)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -203,8 +211,24 @@ class QuantizedModel(nn.Module):
         for name, tensor in zip(self.signature.names, tensors, strict=True):
             if tensor.device != self.device:
                 raise CallError(f"{name} is on {tensor.device}, the model on {self.device}")
-        result = self.run(tensors, alike)
+        result = self._run_sized(tensors, alike)
         return self._returned(result, self.signature.return_dict(args, kwargs))
+
+    def _run_sized(self, tensors: Sequence[Tensor], alike: bool) -> Tensor:
+        """`run`; where torch refuses sizes that were never served, the error names them."""
+        if torch.compiler.is_compiling():  # sizes are symbols
+            return self.run(tensors, alike)
+        sizes, served = tuple(tensor.shape for tensor in tensors), self._served_sizes
+        try:
+            result = self.run(tensors, alike)
+        except RuntimeError as error:
+            others = type(error) is not RuntimeError or len(served) == _REMEMBERED
+            if others or sizes in served:
+                raise
+            raise CallError(_refused_sizes(self.signature.names, sizes, error)) from error
+        if len(served) < _REMEMBERED:
+            served.add(sizes)
+        return result
 
     def _returned(self, result: Tensor, return_dict: bool) -> Any:
         """What the original returns around its tensor."""
@@ -305,8 +329,10 @@ class QuantizedModel(nn.Module):
         meanwhile, the folder holds the old one or the new one.
 
         Raises:
-            ArtifactError: the folder cannot be written, the disk is full (what was there stays), or
-                the graph was edited, or has an operator that the saved form does not know.
+            ArtifactError: the folder cannot be written, the disk is full (what was there stays),
+                the graph was edited, or calls what is not safe to run from a file: operators that
+                are not ATen's or fxquant's own, that write to their arguments, or whose kernels
+                trust what they are given. Compiling such a model says so (`summary.unsaved`).
         """
         save(self, folder)
 
@@ -331,6 +357,14 @@ class QuantizedModel(nn.Module):
         """What .half() and .cuda() call, and .to() of an enclosing module: stay, as `to` says."""
         changed = fn(torch.empty(1, dtype=self.dtype, device=self.device))
         return self.to(changed.device, changed.dtype)
+
+
+def _refused_sizes(names: Sequence[str], sizes: Sequence[torch.Size], error: RuntimeError) -> str:
+    said = ", ".join(f"{n} {list(s)}" for n, s in zip(names, sizes, strict=True))
+    return (
+        f"the model does not take these sizes, which it was not called with before: {said}. Inside "
+        f"it torch says: {error}"
+    )
 
 
 def _own_tensors(module: nn.Module) -> None:
