@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from fxquant.graph.free_sizes import Plan
 from fxquant.graph.guards import asked_by_the_model, traced_limits
 from fxquant.graph.limits import Dimension, Guard
 from fxquant.graph.nodes import write_note
+from fxquant.graph.regions import inline_regions
 from fxquant.graph.signature import TIMESTEP, Signature, signature_of
 from fxquant.graph.untraceable import explain
 
@@ -35,6 +37,10 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "model"
 _INPUTS_OF_PASSES = ("group", "row")  # which they add behind the call's own
+_WARNINGS_OF_TRACING = (
+    r"The tensor attributes? .*_flat_weights",
+    r"Using padding='same' with even kernel lengths",
+)
 _MOST_EXAMPLES = 4  # calls of different sizes that are tried as the traced one
 
 
@@ -210,7 +216,8 @@ def _captured(signature: Signature, traced: _Traced) -> Captured:
     signature = dataclasses.replace(signature, limits=limits, result=returned.result)
     if signature.timestep_index is not None and len(signature.forms) > 1:
         _check_timestep(signature, limits.shapes[signature.timestep_index], limits.shapes[0])
-    return Captured(_plain(traced.exported, signature), signature, returned.output)
+    graph = _plain(traced.exported, signature, traced.plan.example[0].device.type)
+    return Captured(graph, signature, returned.output)
 
 
 def _check_timestep(
@@ -272,7 +279,7 @@ def _attempt(model: nn.Module, signature: Signature, plan: Plan) -> _Traced | No
 
 def _export(model: nn.Module, signature: Signature, plan: Plan) -> _Traced:
     wrapper = FlatModule(model, signature)
-    with faithful.evaluating(model), asked_by_the_model(), _without_notes(), torch.no_grad():
+    with faithful.evaluating(model), asked_by_the_model(), _quiet(), torch.no_grad():
         exported = torch.export.export(
             wrapper.eval(), tuple(plan.example), dynamic_shapes=(plan.free,), strict=False
         )
@@ -280,12 +287,19 @@ def _export(model: nn.Module, signature: Signature, plan: Plan) -> _Traced:
 
 
 @contextmanager
-def _without_notes() -> Iterator[None]:
-    """torch notes which sizes became constants; what of it concerns a user, we say."""
+def _quiet() -> Iterator[None]:
+    """torch notes which sizes became constants; what of it concerns a user, we say.
+
+    Its warnings are of how its own layers look while they are traced: a GRU assigns its weights,
+    a convolution of an even kernel pads one side more. They are no errors, whatever filter is set.
+    """
     logger = logging.getLogger("torch._export.non_strict_utils")
     was, logger.disabled = logger.disabled, True
     try:
-        yield
+        with warnings.catch_warnings():
+            for message in _WARNINGS_OF_TRACING:
+                warnings.filterwarnings("ignore", message, UserWarning)
+            yield
     finally:
         logger.disabled = was
 
@@ -302,9 +316,13 @@ def _warn_of_fixed_sizes(model: nn.Module, signature: Signature, traced: _Traced
         )  # fmt: skip
 
 
-def _plain(exported: torch.export.ExportedProgram, signature: Signature) -> GraphModule:
+def _plain(
+    exported: torch.export.ExportedProgram, signature: Signature, device: str
+) -> GraphModule:
     """The exported module without pytrees, hooks and guards, attributes named as in the model."""
     source = exported.module(check_guards=False)
+    assert isinstance(source, GraphModule)
+    inline_regions(source, device)
     graph = Graph()
     copies: dict[Node, Node] = {}
     attributes: dict[str, Any] = {}

@@ -35,8 +35,8 @@ class UnfaithfulError(CaptureError):
 
 
 def run_model(model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -> Tensor:
-    """The module's own result, in eval mode, for flat tensors."""
-    args, kwargs = signature.call(tensors)
+    """The module's own result, in eval mode, for flat tensors, which it may write into."""
+    args, kwargs = signature.call([tensor.clone() for tensor in tensors])
     with evaluating(model), torch.no_grad():
         output = model(*args, **kwargs)
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
