@@ -49,7 +49,8 @@ from fxquant.reconstruction.checkpoint import UnitReport
 from fxquant.reconstruction.training import Training, train
 from fxquant.runtime.artifact import origin_of, read
 from fxquant.runtime.face import face_of
-from fxquant.runtime.model import QuantizedModel, class_for, output_class, output_for
+from fxquant.runtime.model import QuantizedModel, class_for
+from fxquant.runtime.outputs import output_class, output_for
 from fxquant.runtime.pack import pack_weights
 from fxquant.runtime.placement import place
 from fxquant.runtime.summary import Summary, size_in_bytes, summarise

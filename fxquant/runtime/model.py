@@ -6,14 +6,11 @@ import copy
 import functools
 import inspect
 import logging
-import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -38,13 +35,6 @@ _UNTRAINED = (
     "model, then compile it again: fxquant.compile(model, calls)"
 )
 _REMEMBERED = 4096  # sizes that were served
-
-
-@dataclass
-class DenoiserOutput(BaseOutput):
-    """What a module without an output class of its own returns for return_dict=True."""
-
-    sample: Tensor
 
 
 class _Served(NamedTuple):
@@ -410,27 +400,3 @@ def class_for(original: type[nn.Module]) -> type[QuantizedModel]:
         (QuantizedModel,),
         {"forward": forward, "original": original, "__module__": __name__},
     )
-
-
-def output_class(original: type[nn.Module]) -> type[Any] | None:
-    """The dataclass that forward's annotation promises, a plain one if it takes return_dict."""
-    parameters = inspect.signature(original.forward).parameters
-    if "return_dict" not in parameters:
-        return None
-    promised = _annotated_return(original.forward)
-    for candidate in (promised, *typing.get_args(promised)):
-        if inspect.isclass(candidate) and is_dataclass(candidate):
-            return candidate
-    return DenoiserOutput
-
-
-def output_for(signature: Signature) -> type[Any] | None:
-    """The output class of a model whose original class is not known."""
-    return DenoiserOutput if signature.takes_return_dict else None
-
-
-def _annotated_return(function: Callable[..., Any]) -> Any:
-    try:
-        return typing.get_type_hints(function).get("return")
-    except NameError:  # an annotation that only type checkers can resolve
-        return None
