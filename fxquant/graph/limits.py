@@ -8,7 +8,6 @@ would have gone another way through the model, and is refused.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -214,9 +213,14 @@ def _factor(dimension: Dimension, batch: Dimension) -> int:
     return int(match[1] or 1)
 
 
-@functools.lru_cache(4096)
+_texts: dict[str, size_expressions.Expression] = {}
+
+
 def _parsed(text: str) -> size_expressions.Expression:
-    return size_expressions.parse(text)
+    """Once for each text; not by lru_cache, of which torch.compile warns."""
+    if text not in _texts:
+        _texts[text] = size_expressions.parse(text)
+    return _texts[text]
 
 
 def _names(text: str) -> frozenset[str]:

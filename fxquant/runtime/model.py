@@ -24,8 +24,10 @@ from fxquant.runtime.cuda_graph import CapturedSteps
 from fxquant.runtime.exportable import exportable
 from fxquant.runtime.face import Face, NoFace, rebuilt
 from fxquant.runtime.manifest import Origin
+from fxquant.runtime.ownership import own_tensors
 from fxquant.runtime.program import Program
 from fxquant.runtime.replay import ReplayedSteps
+from fxquant.runtime.served_sizes import ServedSizes
 from fxquant.runtime.summary import Summary
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,6 @@ _UNTRAINED = (
     "a compiled model is not trained: it has integer weights and no gradients. Train the float "
     "model, then compile it again: fxquant.compile(model, calls)"
 )
-_REMEMBERED = 4096  # sizes that were served
 
 
 class _Served(NamedTuple):
@@ -97,9 +98,9 @@ class QuantizedModel(nn.Module):
         self.check_inputs = False
         self._output = output
         if not owned:
-            _own_tensors(self)
+            own_tensors(self)
         self._served = self._uncaptured()
-        self._served_sizes: set[tuple[torch.Size, ...]] = set()
+        self._served_sizes = ServedSizes()
         self._said_untrained = False
         self.eval()
         self._face: Face | NoFace | None = face
@@ -201,24 +202,10 @@ class QuantizedModel(nn.Module):
         for name, tensor in zip(self.signature.names, tensors, strict=True):
             if tensor.device != self.device:
                 raise CallError(f"{name} is on {tensor.device}, the model on {self.device}")
-        result = self._run_sized(tensors, alike)
+        result = self._served_sizes.run(
+            lambda: self.run(tensors, alike), self.signature.names, tensors
+        )
         return self._returned(result, self.signature.return_dict(args, kwargs))
-
-    def _run_sized(self, tensors: Sequence[Tensor], alike: bool) -> Tensor:
-        """`run`; where torch refuses sizes that were never served, the error names them."""
-        if torch.compiler.is_compiling():  # sizes are symbols
-            return self.run(tensors, alike)
-        sizes, served = tuple(tensor.shape for tensor in tensors), self._served_sizes
-        try:
-            result = self.run(tensors, alike)
-        except RuntimeError as error:
-            others = type(error) is not RuntimeError or len(served) == _REMEMBERED
-            if others or sizes in served:
-                raise
-            raise CallError(_refused_sizes(self.signature.names, sizes, error)) from error
-        if len(served) < _REMEMBERED:
-            served.add(sizes)
-        return result
 
     def _returned(self, result: Tensor, return_dict: bool) -> Any:
         """What the original returns around its tensor."""
@@ -347,43 +334,6 @@ class QuantizedModel(nn.Module):
         """What .half() and .cuda() call, and .to() of an enclosing module: stay, as `to` says."""
         changed = fn(torch.empty(1, dtype=self.dtype, device=self.device))
         return self.to(changed.device, changed.dtype)
-
-
-def _refused_sizes(names: Sequence[str], sizes: Sequence[torch.Size], error: RuntimeError) -> str:
-    said = ", ".join(f"{n} {list(s)}" for n, s in zip(names, sizes, strict=True))
-    return (
-        f"the model does not take these sizes, which it was not called with before: {said}. Inside "
-        f"it torch says: {error}"
-    )
-
-
-def _own_tensors(module: nn.Module) -> None:
-    """Replace tensors that may be shared by copies without gradients.
-
-    Layers that stayed float still hold the original model's own parameters; and tensors made in
-    inference mode count no changes, so that kernels could not tell when to pack them again. Integer
-    weights were made by lowering, for this model alone: copying them would only cost memory.
-    """
-    copies: dict[int, Tensor] = {}  # tied tensors stay tied
-
-    @torch.no_grad()
-    def copy(tensor: Tensor) -> Tensor:
-        new = tensor.detach().clone()
-        return nn.Parameter(new, False) if isinstance(tensor, nn.Parameter) else new
-
-    with torch.inference_mode(mode=False):
-        for part in module.modules():
-            owners: list[Any] = [part._parameters, part._buffers]
-            for tensors in owners:
-                for name, tensor in tensors.items():
-                    if tensor is not None and not _is_integer_weight(tensor):
-                        if id(tensor) not in copies:
-                            copies[id(tensor)] = copy(tensor)
-                        tensors[name] = copies[id(tensor)]
-
-
-def _is_integer_weight(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.int8, torch.uint8) and not tensor.is_inference()
 
 
 @functools.cache
