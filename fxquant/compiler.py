@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from torch.fx import GraphModule
 
 from fxquant import logs
 from fxquant.calibration.calls import read_calls, timesteps_of
+from fxquant.calibration.observe import observe
 from fxquant.calibration.trajectories import SelectedCalls
 from fxquant.errors import (
     ArtifactError,
@@ -25,40 +25,39 @@ from fxquant.errors import (
     CallError,
     CaptureError,
     PassError,
-    RecipeError,
     near,
 )
 from fxquant.graph import runner
-from fxquant.graph.capture import Captured, capture_calls, check_module, formed
+from fxquant.graph.capture import capture_calls, check_module, formed
 from fxquant.graph.dumps import CAPTURE, OnPass, dumping
 from fxquant.graph.explain import fallbacks, refuse
-from fxquant.graph.faithful import Comparison
+from fxquant.graph.faithful import Comparison, same_draws
+from fxquant.graph.faithful import error as error_of
 from fxquant.graph.finite import check_finite
-from fxquant.graph.nodes import attribute, module_path
 from fxquant.graph.options import Options
 from fxquant.graph.runner import Record
 from fxquant.graph.signature import Signature
 from fxquant.graph.specialise import device_of
-from fxquant.graph.stages import OBSERVERS
 from fxquant.graph.unwrap import unwrap
 from fxquant.kernels.cuda import build
 from fxquant.kernels.dispatch import BACKENDS
 from fxquant.kernels.machine import Machine, detect
 from fxquant.passes import pipelines
-from fxquant.quant.observers import ObservedEdge
-from fxquant.quant.ranges import judge, tell
-from fxquant.quant.table import ActivationTable, contiguous_groups, settle
+from fxquant.quant.table import ActivationTable
 from fxquant.recipe import Recipe
 from fxquant.reconstruction.checkpoint import UnitReport
 from fxquant.reconstruction.training import Training, train
 from fxquant.runtime.artifact import origin_of, read
 from fxquant.runtime.face import face_of
-from fxquant.runtime.model import QuantizedModel, class_for, output_class, output_for
+from fxquant.runtime.model import QuantizedModel, class_for
+from fxquant.runtime.outputs import output_class, output_for
 from fxquant.runtime.pack import pack_weights
 from fxquant.runtime.placement import place
-from fxquant.runtime.summary import size_in_bytes, summarise
+from fxquant.runtime.summary import Summary, size_in_bytes, summarise
 
 log = logging.getLogger(__name__)
+
+_LARGE_ERROR = 0.5
 
 
 def compile(  # noqa: A001 - the name users expect, as in torch.compile
@@ -116,7 +115,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     options = Options(recipe, detect(str(device)), check_backend(backend), device.type, progress)
     logs.configure()
     on_pass = dumping(on_pass)
-    clock = Clock()
+    clock = logs.Clock()
     signature, calls = read_calls(calib_loader, model)
     with _seeded(seed, device):
         quantised = fake_quantise(model, signature, calls, options, clock, on_pass, dynamic)
@@ -151,7 +150,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     if origin.problem:
         log.warning("this model will serve, but save_pretrained will refuse it: %s", origin.problem)
     sizes = size_in_bytes(model)
-    return class_for(original)(
+    compiled = class_for(original)(
         bound,
         quantised.table,
         signature,
@@ -164,6 +163,25 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
         origin=origin,
         face=face_of(model),
     )
+    if quantised.expected is not None:
+        with clock("try"):
+            compiled.summary = _tried(compiled, calls[0], quantised.expected)
+    return compiled
+
+
+def _tried(model: QuantizedModel, call: Sequence[Tensor], expected: Tensor) -> Summary:
+    """The summary with the error that the model really has, on the first calibration call."""
+    with same_draws():
+        result = model.run([tensor.to(model.device) for tensor in call])
+    found = error_of(result, expected)
+    if not found <= _LARGE_ERROR:
+        log.warning(
+            "on the first calibration call the compiled model's relative error is %.2g: what it "
+            "computes is hardly the module's result. `fxquant bisect` shows where it comes from; "
+            "more bits, keep_float for the worst layers or timestep_groups make it smaller",
+            found,
+        )
+    return dataclasses.replace(model.summary, error=found)
 
 
 @torch.inference_mode(mode=False)  # kernels ask weights how often they changed
@@ -193,7 +211,7 @@ def load(
     device = check_device(device)
     logs.configure()
     on_pass = dumping(on_pass)
-    clock = Clock()
+    clock = logs.Clock()
     with clock("read"):
         saved = read(folder)
     options = Options(saved.recipe, detect(str(device)), backend, device.type)
@@ -256,12 +274,14 @@ class FakeQuantised:
     Attributes:
         signature: with the sizes and the form of timestep that the graph takes.
         output: the class of what the module returns, None for tensors, tuples, lists and dicts.
+        expected: the module's own result for the first call.
     """
 
     graph: GraphModule
     table: ActivationTable
     signature: Signature
     output: type[Any] | None = None
+    expected: Tensor | None = None
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """Run it; every sample uses the row of its own timestep."""
@@ -270,27 +290,12 @@ class FakeQuantised:
         return self.graph(*tensors, rows)
 
 
-class Clock:
-    """Wall time by phase: `with clock("capture"): ...`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - started
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-        log.info("%s: %.1f s", phase, seconds)
-
-
 def fake_quantise(
     model: nn.Module,
     signature: Signature,
     calls: Sequence[Sequence[Tensor]],
     options: Options,
-    clock: Clock | None = None,
+    clock: logs.Clock | None = None,
     on_pass: OnPass | None = None,
     dynamic: bool = True,
 ) -> FakeQuantised:
@@ -303,18 +308,19 @@ def fake_quantise(
         signature, calls: as `read_calls` gives them.
         on_pass: gets a record of capture, too.
     """
-    clock = clock or Clock()
-    failure: CaptureError | None = None
+    clock = clock or logs.Clock()
+    check_finite(model)
+    failure: CaptureError | CallError | None = None
     for form in formed(signature):
         try:
             given = [form.reformed(call) for call in calls]
-            captured, graph, table = _observed(model, form, given, options, clock, on_pass, dynamic)
+            observed = _observed(model, form, given, options, clock, on_pass, dynamic)
         except (CaptureError, CallError) as error:
-            failure = failure or (error if isinstance(error, CaptureError) else None)
+            failure = failure or error
             continue
         with clock("quantise weights"):
-            graph = runner.run(pipelines.FAKE_QUANT, graph, options, on_pass=on_pass)
-        return FakeQuantised(graph, table, captured.signature, captured.output)
+            graph = runner.run(pipelines.FAKE_QUANT, observed.graph, options, on_pass=on_pass)
+        return dataclasses.replace(observed, graph=graph)
     assert failure is not None
     raise failure
 
@@ -324,18 +330,17 @@ def _observed(
     signature: Signature,
     calls: Sequence[Sequence[Tensor]],
     options: Options,
-    clock: Clock,
+    clock: logs.Clock,
     on_pass: OnPass | None,
     dynamic: bool,
-) -> tuple[Captured, GraphModule, ActivationTable]:
-    """The captured model, its observed graph and the ranges that were seen."""
+) -> FakeQuantised:
+    """The observed graph instead of the fake-quantised one, and the ranges that were seen."""
     with clock("capture"):
         started = time.perf_counter()
         device = device_of(model)
         captured = capture_calls(
             model, signature, [[t.to(device) for t in call] for call in calls], dynamic
         )
-        check_finite(captured.graph_module)
         seconds = time.perf_counter() - started
         graph = captured.graph_module
         if on_pass:
@@ -348,73 +353,7 @@ def _observed(
         table = observe(
             graph, captured.signature, calls, recipe.timestep_groups, options.progress, compare
         )
-        captured = dataclasses.replace(captured, signature=compare.signature)
-    return captured, graph, table
-
-
-def observe(
-    graph: GraphModule,
-    signature: Signature,
-    calls: Sequence[Sequence[Tensor]],
-    groups: int,
-    progress: bool = False,
-    compare: Comparison | None = None,
-) -> ActivationTable:
-    """Run the calibration calls through an observed graph and settle the ranges.
-
-    The distinct timesteps of the calls are split into `groups` contiguous groups, a table row each.
-
-    Args:
-        compare: is shown every call and a function that runs the graph on it.
-    """
-    timesteps = timesteps_of(signature, calls)
-    distinct, rows = contiguous_groups(timesteps or [0.0], groups)
-    if groups > len(distinct):
-        raise RecipeError(
-            f"timestep_groups={groups}, but the calls have {len(set(timesteps))} distinct "
-            f"timesteps: calibrate on more of them, or set timestep_groups={len(distinct)}"
-        )
-    lookup = ActivationTable(torch.zeros(groups, 0, 2), distinct, rows)
-    device = device_of(graph)
-    index, times = signature.timestep_index, list[float]()
-    for call in logs.progress(calls, "calibrate", "call", show=progress):
-        t = call[index].cpu() if index is not None else torch.zeros(1)
-        t = t.reshape(-1).expand(max(t.numel(), call[0].shape[0]))  # one for each sample
-        times += t.tolist()
-        group = lookup.group(t)
-        inputs = [*(tensor.to(device) for tensor in call), group.to(device)]
-        with torch.no_grad():
-            if compare:
-                compare(call, functools.partial(graph, *inputs))
-            else:
-                graph(*inputs)
-    edges = observed_edges(graph)
-    notes = judge(
-        dict(zip(edge_names(graph), edges, strict=True)),
-        [] if index is None else times,
-        lookup.group(torch.tensor(times)).tolist(),
-    )
-    tell(notes)
-    table = settle(edges, distinct, rows).to(device)
-    table.notes = notes
-    return table
-
-
-def observed_edges(graph: GraphModule) -> list[ObservedEdge]:
-    """The graph's observers in the order of their indices."""
-    count = sum(1 for n in graph.graph.nodes if n.op == "call_module")
-    return [attribute(graph, f"{OBSERVERS}.{k}") for k in range(count)]
-
-
-def edge_names(graph: GraphModule) -> list[str]:
-    """What users know the observed edges by, in the order of their indices."""
-    names: dict[int, str] = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_module":
-            index = int(str(node.target).rpartition(".")[2])
-            source = getattr(node.args[0], "name", "")
-            names[index] = f"the input %{source} of {module_path(node) or 'the model'}"
-    return [names[index] for index in sorted(names)]
+    return FakeQuantised(graph, table, compare.signature, captured.output, compare.expected)
 
 
 def check_backend(backend: str) -> str:

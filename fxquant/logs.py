@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -20,7 +22,23 @@ from fxquant.errors import SettingError, near
 VARIABLE = "FXQUANT_LOG"
 ROOT = "fxquant"
 LEVELS = ("debug", "info", "warning", "error", "critical")
+log = logging.getLogger(__name__)
 _PATIENCE = 2.0  # seconds before a progress bar appears
+
+
+class Clock:
+    """Wall time by phase: `with clock("capture"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+        log.info("%s: %.1f s", phase, seconds)
 
 
 def configure(setting: str | None = None) -> None:

@@ -7,8 +7,8 @@ sample of every timestep is taken for one trajectory, the second for another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from fxquant.calibration.choice import (
 )
 from fxquant.calibration.samplers import TDAC_LAMBDA
 from fxquant.errors import LoaderError
+from fxquant.graph.bind import bound
 from fxquant.graph.nodes import is_symbolic, note
 from fxquant.graph.segment import inputs_of, segment
 from fxquant.graph.signature import Signature
@@ -42,11 +43,30 @@ class Selection(Choice):
     """A choice, and what was chosen.
 
     Attributes:
-        tensors: the graph's flat inputs, [N, ...] each, noisiest first.
+        tensors: the graph's flat inputs with a row for each sample, [N, ...], noisiest first.
+        times: timesteps, [N] float, zeros for a model without a timestep.
         sampler: "recorded" where the calls had been selected before.
+        shared: the other inputs, which all samples have together, by position.
     """
 
     tensors: tuple[Tensor, ...]
+    times: Tensor
+    shared: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unbatched:
+    """All calls' samples.
+
+    Attributes:
+        tensors: along one batch dimension, the inputs that have one.
+        times: timesteps, [N] float.
+        shared: the inputs that are the same tensor in all calls, by position.
+    """
+
+    tensors: tuple[Tensor, ...]
+    times: Tensor
+    shared: dict[int, Tensor]
 
 
 def select(
@@ -78,14 +98,16 @@ def select(
         LoaderError: the calls differ in resolution or prompt length.
     """
     check_sampler(sampler, count)
-    tensors = unbatched(signature, calls)
-    steps = rows_by_step(signature, tensors)
+    all_ = unbatched(signature, calls)
+    tensors, times = all_.tensors, all_.times
+    steps = rows_by_step(times)
     if selected:
         counts = torch.tensor([len(rows) for rows in steps.values()])
         reason = "the samples were already selected by record_selected"
-        return Selection(RECORDED, reason, tuple(steps), counts, tensors=tuple(tensors))
+        return Selection(RECORDED, reason, tuple(steps), counts, **vars(all_))
     generator = torch.Generator().manual_seed(seed)
     rows = list(steps.values())
+    floats = bound(floats, all_.shared)
     node = middle_node(floats)
     choice = choose(
         sampler,
@@ -99,40 +121,67 @@ def select(
     )
     drawn = draw([len(r) for r in rows], choice.counts, generator)
     chosen = torch.tensor([r[p] for r, places in zip(rows, drawn, strict=True) for p in places])
-    return Selection(**vars(choice), tensors=tuple(t[chosen] for t in tensors))
+    return Selection(
+        **vars(choice),
+        tensors=tuple(t[chosen] for t in tensors),
+        times=times[chosen],
+        shared=all_.shared,
+    )
 
 
-def unbatched(signature: Signature, calls: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """All calls' samples along one batch dimension, by input.
+def unbatched(signature: Signature, calls: Sequence[Sequence[Tensor]]) -> Unbatched:
+    """The calls taken apart into samples.
+
+    Tables of positions and the like, which no sample has to itself, are shared if all calls have
+    the same.
 
     Raises:
-        LoaderError: the calls differ in resolution or prompt length, or an input has no batch.
+        LoaderError: the calls differ in resolution or prompt length, or an input has neither a row
+            for each sample nor one value for all, or the model takes one batch size only.
     """
-    factors = signature.limits.batch_factors() or [1] * len(signature.names)
-    for name, factor in zip(signature.names, factors, strict=True):
-        if factor != 1:
+    names, limits = signature.names, signature.limits
+    if limits.shapes and limits.shapes[0] and isinstance(limits.shapes[0][0], int):
+        raise LoaderError(
+            f"the model takes batches of {limits.shapes[0][0]} only (dynamic=False, or its own "
+            "code), and reconstruction trains on batches of other sizes. Leave the sizes free, or "
+            "compile with an effort of 'fast'"
+        )
+    by_sample = [factor == 1 for factor in limits.batch_factors()] or [True] * len(names)
+    if signature.timestep_index is not None and signature.inputs[signature.timestep_index].rank:
+        by_sample[signature.timestep_index] = True  # the signature makes it so
+    shareable = limits.apart_from_batch() or [False] * len(names)
+    tensors, shared = dict[int, Tensor](), dict[int, Tensor]()
+    for k, column in enumerate(zip(*calls, strict=True)):
+        if by_sample[k]:
+            _check_shapes(names[k], column)
+            tensors[k] = torch.cat(column)
+        elif shareable[k] and all(torch.equal(column[0], other) for other in column[1:]):
+            shared[k] = column[0]
+        else:
             raise LoaderError(
-                f"{name} has no row of its own for each sample, and reconstruction trains on "
-                "batches of samples. Compile with an effort of 'fast', or give the module "
-                f"{name} beforehand and leave it out of the calls"
+                f"{names[k]} has no row of its own for each sample, nor is it the same for all, "
+                "and reconstruction trains on batches of samples. Compile with an effort of "
+                f"'fast', or give the module {names[k]} beforehand and leave it out of the calls"
             )
-    for name, column in zip(signature.names, zip(*calls, strict=True), strict=True):
-        shapes = sorted({tuple(t.shape[1:]) for t in column})
-        if len(shapes) > 1:
-            raise LoaderError(
-                f"the calibration calls differ in the shape of {name}: a sample has "
-                f"{' or '.join(map(str, shapes))}. Reconstruction trains on batches of samples: "
-                "give calls of one resolution and prompt length, or an effort of 'fast'"
-            )
-    return [torch.cat(column) for column in zip(*calls, strict=True)]
+    times = tensors.get(-1 if signature.timestep_index is None else signature.timestep_index)
+    rows = tuple(tensors.values())
+    return Unbatched(rows, torch.zeros(len(rows[0])) if times is None else times, shared)
 
 
-def rows_by_step(signature: Signature, tensors: Sequence[Tensor]) -> dict[float, list[int]]:
+def _check_shapes(name: str, column: Sequence[Tensor]) -> None:
+    shapes = sorted({tuple(t.shape[1:]) for t in column})
+    if len(shapes) > 1:
+        raise LoaderError(
+            f"the calibration calls differ in the shape of {name}: a sample has "
+            f"{' or '.join(map(str, shapes))}. Reconstruction trains on batches of samples: "
+            "give calls of one resolution and prompt length, or an effort of 'fast'"
+        )
+
+
+def rows_by_step(times: Tensor) -> dict[float, list[int]]:
     """Sample indices of each timestep, noisiest (largest timestep) first."""
-    index = signature.timestep_index
-    times = tensors[index].tolist() if index is not None else [0.0] * len(tensors[0])
     steps: dict[float, list[int]] = {}
-    for row, t in enumerate(times):
+    for row, t in enumerate(times.tolist()):
         steps.setdefault(float(t), []).append(row)
     return {t: steps[t] for t in sorted(steps, reverse=True)}
 

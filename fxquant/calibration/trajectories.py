@@ -11,7 +11,7 @@ trajectory, the UNet's inputs at one timestep (EDA-DM, arXiv 2401.04585).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,8 +300,24 @@ def _chosen(
             f"run {run.number} never called the model at timestep {missing[0]:g}, which run 0 did; "
             "every run needs the same scheduler and number of steps"
         )
-    if wanted:
-        yield from _batches([kept[t] for t in wanted], BATCH_ROWS // run.halves, shared)
+    for alike in _alike([kept[t] for t in wanted], shared):
+        yield from _batches(alike, BATCH_ROWS // run.halves, shared)
+
+
+def _alike(parts: Iterable[FlatCall], shared: Collection[str]) -> list[list[FlatCall]]:
+    """Runs of calls whose images share the same tensors and constants."""
+    found: list[list[FlatCall]] = []
+    for part in parts:
+        if found and _shares(found[-1][0], part, shared):
+            found[-1].append(part)
+        else:
+            found.append([part])
+    return found
+
+
+def _shares(one: FlatCall, other: FlatCall, shared: Collection[str]) -> bool:
+    tensors = all(torch.equal(one.tensors[n], other.tensors[n]) for n in shared)
+    return tensors and one.constants == other.constants
 
 
 def _batches(parts: Sequence[FlatCall], size: int, shared: Collection[str]) -> Iterator[FlatCall]:

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,13 +24,14 @@ from torch.fx import Graph, GraphModule, Node
 
 from fxquant.errors import CallError, CaptureError
 from fxquant.graph import faithful, free_sizes
+from fxquant.graph.flat_call import FlatModule
 from fxquant.graph.free_sizes import Plan
 from fxquant.graph.guards import asked_by_the_model, traced_limits
 from fxquant.graph.limits import Dimension, Guard
 from fxquant.graph.nodes import write_note
 from fxquant.graph.regions import inline_regions
-from fxquant.graph.signature import NOTHING, RESULT, TIMESTEP, Signature, signature_of
-from fxquant.graph.structure import Skeleton, renamed, taken_apart
+from fxquant.graph.signature import TIMESTEP, Signature, signature_of
+from fxquant.graph.untraceable import explain
 
 log = logging.getLogger(__name__)
 
@@ -60,51 +59,6 @@ class Captured:
     graph_module: GraphModule
     signature: Signature
     output: type[Any] | None = None
-
-
-@dataclass
-class _Returned:
-    """How the tensor nests in what the module returned, and the class around it."""
-
-    result: Skeleton | str = RESULT
-    output: type[Any] | None = None
-
-
-class _FlatCall(nn.Module):
-    """forward(*flat tensors) -> the only tensor that the wrapped module returns.
-
-    Attributes:
-        returned: filled in by forward. An object of its own: export takes back what a module's
-            attributes are set to while it traces.
-    """
-
-    def __init__(self, model: nn.Module, signature: Signature):
-        super().__init__()
-        self.model = model
-        self._signature = signature
-        self.returned = _Returned()
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        args, kwargs = self._signature.call(tensors)
-        output = self.model(*args, **kwargs)
-        if dataclasses.is_dataclass(output) and not isinstance(output, type):
-            self.returned.output = type(output)
-            output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
-        skeleton, leaves = taken_apart(RESULT, output)
-        names = {n: NOTHING if value is None else RESULT for n, value in leaves.items()}
-        self.returned.result = renamed(skeleton, names)
-        return _only_tensor(output, leaves)
-
-
-def _only_tensor(output: Any, leaves: Mapping[str, Any]) -> Tensor:
-    values = [value for value in leaves.values() if value is not None]
-    if len(values) == 1 and isinstance(values[0], Tensor):
-        return values[0]
-    raise CaptureError(
-        f"forward returns a {type(output).__name__} of {len(values)} values; a denoiser returns "
-        "one tensor, alone or in a tuple. Wrap the module in one whose forward returns the tensor "
-        "you need."
-    )
 
 
 def capture(
@@ -184,7 +138,7 @@ def capture_calls(
     if isinstance(failure, CaptureError):
         raise failure
     assert failure is not None
-    raise CaptureError(_explain(failure, model)) from failure
+    raise CaptureError(explain(failure, model)) from failure
 
 
 def _tried(
@@ -290,7 +244,7 @@ class _Traced:
     """What torch.export made of a plan."""
 
     plan: Plan
-    wrapper: _FlatCall
+    wrapper: FlatModule
     exported: torch.export.ExportedProgram
 
     @property
@@ -332,7 +286,7 @@ def _attempt(model: nn.Module, signature: Signature, plan: Plan) -> _Traced | No
 
 
 def _export(model: nn.Module, signature: Signature, plan: Plan) -> _Traced:
-    wrapper = _FlatCall(model, signature)
+    wrapper = FlatModule(model, signature)
     with faithful.evaluating(model), asked_by_the_model(), _quiet(), torch.no_grad():
         exported = torch.export.export(
             wrapper.eval(), tuple(plan.example), dynamic_shapes=(plan.free,), strict=False
@@ -451,24 +405,6 @@ def _stack(node: Node) -> list[list[str]]:
         for path, kind in named
         if path.startswith(_PREFIX)
     ]
-
-
-def _explain(error: Exception, model: nn.Module) -> str:
-    paths = {id(m): p for p, m in model.named_modules()}
-    place, line = "", ""
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        code, owner = frame.f_code, frame.f_locals.get("self")
-        if id(owner) in paths and "torch" not in Path(code.co_filename).parts:
-            place = f"{paths[id(owner)] or '(root)'} ({type(owner).__name__})"
-            line = f"{Path(code.co_filename).name}:{number} in {code.co_name}"
-    reason = str(error).strip().split("\n\n")[0][:600]
-    return (
-        f"torch.export could not trace {type(model).__name__}"
-        + (f" in module {place}, {line}" if place else "")
-        + f": {type(error).__name__}: {reason}\nA module is captured whole: its forward may not "
-        "branch on tensor values or leave torch. Rewrite that line, or compile the submodule that "
-        "can be traced."
-    )
 
 
 __all__ = ["TIMESTEP", "Captured", "capture"]

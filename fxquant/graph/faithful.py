@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -59,7 +60,7 @@ def error(result: Tensor, expected: Tensor) -> float:
     difference = torch.where(same, 0.0, a - b)
     scale = torch.where(b.isfinite(), b, 0.0).norm()
     ratio = difference.norm() / scale if scale > 0 else difference.norm()
-    return float(torch.nan_to_num(ratio, nan=float("inf")))
+    return float(torch.nan_to_num(ratio, nan=math.inf, posinf=math.inf))
 
 
 def agrees(result: Tensor, expected: Tensor) -> bool:

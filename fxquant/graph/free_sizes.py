@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._sympy.functions import Mod, PythonMod
 
+from fxquant.graph.guards import counts_pieces
 from fxquant.graph.signature import TOKENS, Signature
 
 _ROOMY = 4  # samples: a batch of two, halved, would be one, which the tracer takes for a constant
@@ -112,7 +113,8 @@ def have_one_size(environment: Any, values: Sequence[Tensor]) -> bool:
     images = [value for value in values if value.ndim >= _IMAGE]
     sides: list[Any] = [side for value in images for side in value.shape[-2:]]
     symbols = {s for side in sides if isinstance(side, torch.SymInt) for s in _symbols(side)}
-    equations = [g.expr for g in environment.guards if isinstance(g.expr, sympy.Eq)]
+    asked = [g for g in environment.guards if not counts_pieces(g)]
+    equations = [g.expr for g in asked if isinstance(g.expr, sympy.Eq)]
     for equation in equations if symbols else ():
         # Guards may still name what the inputs' symbols have replaced.
         made, value = (environment.replace(side) for side in equation.args)

@@ -119,6 +119,11 @@ def asked_by_the_model() -> Iterator[None]:
         yield
 
 
+def counts_pieces(guard: Any) -> bool:
+    """Does it ask into how many parts something is split?"""
+    return getattr(guard.sloc.framework_loc, "name", "") in _COUNTS
+
+
 def _place(guard: Any) -> str | None:
     """File, line and function that asked; None if it was a shape rule of torch."""
     frame = guard.sloc.framework_loc
@@ -127,7 +132,7 @@ def _place(guard: Any) -> str | None:
     path = Path(frame.filename)
     if path.is_relative_to(_TORCH):
         is_rule = path.relative_to(_TORCH).parts[0] in _SHAPE_RULES
-        return None if is_rule and frame.name not in _COUNTS else _said(path, frame)
+        return None if is_rule and not counts_pieces(guard) else _said(path, frame)
     return _said(path, frame)
 
 

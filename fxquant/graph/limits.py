@@ -8,7 +8,6 @@ would have gone another way through the model, and is refused.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +73,8 @@ class Limits:
             names: of the inputs, for the message.
         """
         key = tuple(tensor.shape for tensor in tensors)
-        if not self.shapes or key in self._accepted:
+        is_traced = any(isinstance(size, torch.SymInt) for shape in key for size in shape)
+        if not self.shapes or (not is_traced and key in self._accepted):
             return
         values = self._sizes(names, key)
         broken = self._broken(values)
@@ -83,9 +83,9 @@ class Limits:
                 f"a call with {_said(names, key)} goes another way through the model than the "
                 f"calibration calls did: {broken[0].place or 'it'} asks whether {broken[0].text} "
                 f"({_values(broken[0], values)}). Compile with a calibration call of these sizes "
-                "among the others"
+                "among the others, or a model of its own for them"
             )
-        if len(self._accepted) < _REMEMBERED:
+        if not is_traced and len(self._accepted) < _REMEMBERED:
             self._accepted.add(key)
 
     def broken(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[Guard]:
@@ -108,6 +108,16 @@ class Limits:
             return [int(k == 0) for k in range(len(self.shapes))]
         batch = self.shapes[0][0]
         return [_factor(shape[0], batch) if shape else 0 for shape in self.shapes]
+
+    def apart_from_batch(self) -> list[bool]:
+        """By input, whether its shape may stay as it is while the batch changes."""
+        if not self.shapes or not self.shapes[0] or isinstance(self.shapes[0][0], int):
+            return [False] * len(self.shapes)
+        linked = _names(self.shapes[0][0])
+        for guard in self.guards:
+            if _names(guard.text) & _names(self.shapes[0][0]):
+                linked |= _names(guard.text)
+        return [not any(_names(str(size)) & linked for size in shape) for shape in self.shapes]
 
     def _sizes(self, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> dict[str, int]:
         """The named sizes of a call, whose every dimension is as it should be."""
@@ -203,9 +213,14 @@ def _factor(dimension: Dimension, batch: Dimension) -> int:
     return int(match[1] or 1)
 
 
-@functools.lru_cache(4096)
+_texts: dict[str, size_expressions.Expression] = {}
+
+
 def _parsed(text: str) -> size_expressions.Expression:
-    return size_expressions.parse(text)
+    """Once for each text; not by lru_cache, of which torch.compile warns."""
+    if text not in _texts:
+        _texts[text] = size_expressions.parse(text)
+    return _texts[text]
 
 
 def _names(text: str) -> frozenset[str]:

@@ -147,7 +147,7 @@ def _is_bound(gm: GraphModule, target: str) -> bool:
         if isinstance(value, Tensor):
             return True
         if not hasattr(value, part):
-            return False
+            return hasattr(nn.Module, target.rpartition(".")[2])  # as a new owner of it will be
         value = getattr(value, part)
     return True
 
@@ -202,18 +202,38 @@ def refresh(gm: GraphModule, node: Node) -> None:
         node.meta["val"] = args[0]
         return
     assert callable(node.target)
+    if getattr(node.target, "keeps_outline", False):
+        node.meta["val"] = args[0]
+        return
     # without the Python dispatcher, composite C++ operators would turn symbolic sizes into numbers
     with mode, enable_python_dispatcher(), torch.no_grad():
         node.meta["val"] = node.target(*args, **kwargs)
 
 
 def refresh_after(gm: GraphModule, start: Iterable[Node]) -> None:
-    """Recompute the example values of everything that depends on `start`."""
-    stale = set(start)
+    """Recompute the example values of what depends on `start`, as far as they change."""
+    first = set(start)
+    stale = set(first)
     for node in gm.graph.nodes:
         if node in stale or any(i in stale for i in node.all_input_nodes):
-            stale.add(node)
+            before = node.meta.get("val")
             refresh(gm, node)
+            if node in first or not _is_alike(before, node.meta.get("val")):
+                stale.add(node)
+
+
+def _is_alike(a: Any, b: Any) -> bool:
+    """Have two example values the same dtypes, shapes and memory order?"""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return _outline(a) == _outline(b)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        return all(map(_is_alike, a, b))
+    return a is b
+
+
+def _outline(value: Tensor) -> tuple[object, ...]:
+    sizes = [*value.shape, *(value.stride() if value.layout == torch.strided else ())]
+    return value.dtype, value.device, value.layout, *map(str, sizes)
 
 
 def shape(node: Node) -> tuple[Any, ...]:

@@ -7,12 +7,14 @@ from torch.fx.experimental.symbolic_shapes import free_symbols
 
 
 def has_samples(node: Node) -> bool:
-    """Does the first dimension grow with the batch?
+    """Does the first dimension grow with the batch, that of any of the inputs?
 
     Learned tokens and means over the batch do not. Where the batch has a fixed size nobody knows,
     and shapes have to tell: yes.
     """
-    first = next(n for n in node.graph.nodes if n.op == "placeholder")
-    given, shape = first.meta["val"].shape, node.meta["val"].shape
-    is_free = bool(given) and bool(free_symbols(given[0]))
-    return not is_free or bool(shape and free_symbols(shape[0]))
+    inputs = [n.meta["val"].shape for n in node.graph.nodes if n.op == "placeholder"]
+    if not inputs[0] or not free_symbols(inputs[0][0]):
+        return True
+    shape = node.meta["val"].shape
+    batches = set().union(*(free_symbols(given[0]) for given in inputs if given))
+    return bool(shape) and bool(free_symbols(shape[0]) & batches)

@@ -200,7 +200,7 @@ class Signature:
         """The tensor with the input's rank and dtype."""
         if wanted.name == self.timestep:
             first = self.names[0]
-            count, batch = tensor.numel(), len(found[first]) if found[first].ndim else 1
+            count, batch = tensor.numel(), found[first].shape[0] if found[first].ndim else 1
             if wanted.rank == 1 and count not in (1, batch) and "." not in first:
                 raise CallError(
                     f"{wanted.name} has {count} values for a batch of {batch}; give 1 or {batch}"

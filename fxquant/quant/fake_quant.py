@@ -49,6 +49,9 @@ def fake_quantize(x: Tensor, row: Tensor, index: int, bits: int) -> Tensor:
     return ((q - zero) * scale).to(x.dtype)
 
 
+fake_quantize.keeps_outline = True  # type: ignore[attr-defined] # its example value is its input's
+
+
 def fake_quantize_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """A weight as its integers would represent it.
 
@@ -60,3 +63,6 @@ def fake_quantize_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     step = per_channel(scale, weight.ndim, 0)
     q = round_straight_through(weight.float() / step).clamp(low, high)
     return (q * step).to(weight.dtype)
+
+
+fake_quantize_weight.keeps_outline = True  # type: ignore[attr-defined]

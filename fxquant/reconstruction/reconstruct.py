@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.bind import bound, folded
 from fxquant.graph.interpret import Watched
-from fxquant.graph.nodes import attribute, note, set_buffer
-from fxquant.graph.runner import clone
+from fxquant.graph.nodes import attribute, is_random, note, set_buffer
+from fxquant.graph.runner import clone, source_line
 from fxquant.graph.samples import has_samples
 from fxquant.graph.specialise import device_of, specialise
 from fxquant.logs import progress
@@ -40,7 +41,7 @@ from fxquant.reconstruction.optimise import (
 )
 from fxquant.reconstruction.settings import Reconstruction
 from fxquant.reconstruction.stream import Samples, Stream, for_each
-from fxquant.reconstruction.subgraph import Unit, extract, units
+from fxquant.reconstruction.subgraph import Unit, all_units, extract
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +123,9 @@ class _Run:
         self, graph: GraphModule, samples: Samples, settings: Reconstruction, cache: Cache
     ):
         self.samples, self.settings, self.cache = samples, settings, cache
-        self.trained = specialise(graph, samples.tensors)
-        self.units = units(self.trained, by_layer=settings.loss == "layer")
+        self.trained = folded(specialise(bound(graph, samples.shared), samples.tensors))
+        self.units, others = all_units(self.trained, by_layer=settings.loss == "layer")
+        _tell(self.trained, others)
         self.float_graph = bypassed(self.trained)
         self.quantised = Stream(self.trained, samples, cache, settings.batch)
         self.floats = Stream(self.float_graph, samples, cache, settings.batch)
@@ -297,6 +299,24 @@ def bypassed(graph: GraphModule) -> GraphModule:
     gm.graph.eliminate_dead_code()
     gm.recompile()
     return gm
+
+
+def _tell(graph: GraphModule, others: Sequence[Unit]) -> None:
+    """What the user should know before it starts."""
+    if others:
+        log.warning(
+            "not reconstructed, their weights are rounded to nearest: %s. They read or compute "
+            "what all samples of a batch have together, and units are trained sample by sample",
+            ", ".join(unit.path or unit.kind for unit in others),
+        )
+    drawing = [node for node in graph.graph.nodes if is_random(node)]
+    if drawing:
+        log.warning(
+            "the model draws random numbers (%s), and the reconstruction compares units of its "
+            "quantised and its float version with different draws: what follows them is trained "
+            "on noise. An effort of 'fast' does without",
+            ", ".join(source_line(node) or f"%{node.name}" for node in drawing[:3]),
+        )
 
 
 def _is_mixed(node: Node) -> bool:

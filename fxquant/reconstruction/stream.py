@@ -7,8 +7,9 @@ later batch, of other samples, reads that of its first one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,10 +23,17 @@ from fxquant.reconstruction.cache import Cache, Stored
 
 @dataclass(frozen=True)
 class Samples:
-    """Calibration samples, un-batched: flat graph inputs [N, ...] and table rows int64 [N]."""
+    """Calibration samples, un-batched.
+
+    Attributes:
+        tensors: flat graph inputs [N, ...].
+        rows: table rows, int64 [N].
+        shared: graph inputs that all samples have together, by position; `tensors` are the others.
+    """
 
     tensors: tuple[Tensor, ...]
     rows: Tensor
+    shared: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,7 +53,7 @@ class Stream:
         self._gm, self._samples, self._cache, self._batch = gm, samples, cache, batch
         self._inputs = {n.name: k for k, n in enumerate(inputs_of(gm)[: len(samples.tensors)])}
         self._varying = _varying(gm)
-        computed = self._varying - set(inputs_of(gm))
+        computed = {n for n in self._varying - set(inputs_of(gm)) if _is_tensor(n)}
         self._shared = {n.name for n in computed if not has_samples(n)}
         self._done: set[Node] = set(inputs_of(gm))
         self._known: dict[str, Stored] = {}
@@ -59,6 +67,7 @@ class Stream:
         by_name = {n.name: n for n in self._gm.graph.nodes}
         ends = [by_name[name] for name in (*self._known, *self._inputs)]
         new = before([by_name[name] for name in names], ends) & self._varying
+        new |= self._members(new)
         self._done |= new
         ahead = {n.name for n in self._done if n.name not in self._inputs and self._read_ahead(n)}
         kept = [n.name for n in self._gm.graph.nodes if n in new and n.name in ahead]
@@ -73,8 +82,18 @@ class Stream:
             return self._samples.tensors[self._inputs[name]]
         return self._known[name]
 
+    def _members(self, nodes: set[Node]) -> set[Node]:
+        """The members of lists among the nodes: what is kept of a list is its members."""
+        found: set[Node] = set()
+        for node in self._gm.graph.nodes:
+            if node.target is operator.getitem and node.args[0] in nodes | found:
+                found.add(node)
+        return found & self._varying
+
     def _read_ahead(self, node: Node) -> bool:
-        return any(u not in self._done and u in self._varying for u in node.users)
+        return _is_tensor(node) and any(
+            u not in self._done and u in self._varying for u in node.users
+        )
 
     def _compute(self, names: Sequence[str], table: Tensor) -> None:
         known = list(self._known)
@@ -104,11 +123,20 @@ def for_each(value: Tensor, samples: int) -> Tensor:
     return value.unsqueeze(0).expand(samples, *value.shape)
 
 
+def _is_tensor(node: Node) -> bool:
+    """Is it one tensor, not a list of several as `chunk` gives?"""
+    return isinstance(node.meta["val"], Tensor)
+
+
 def _varying(gm: GraphModule) -> set[Node]:
-    """Tensors that depend on the inputs; weights and sizes are had again wherever needed."""
+    """Tensors, and lists of them, that depend on the inputs, if only on the batch.
+
+    Weights and sizes are had again wherever needed.
+    """
     found: set[Node] = set()
     for node in gm.graph.nodes:
-        depends = node.op == "placeholder" or any(n in found for n in node.all_input_nodes)
+        read = node.all_input_nodes
+        depends = node.op == "placeholder" or any(n in found or is_symbolic(n) for n in read)
         if depends and not is_symbolic(node) and node.op != "output":
             found.add(node)
     return found

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from fxquant.graph.edges import Edge, edge_source, layout_chain
-from fxquant.graph.nodes import counts_samples, is_layer, is_symbolic, module_path, note, shape
+from fxquant.graph.nodes import is_layer, is_symbolic, module_path, note
+from fxquant.graph.samples import has_samples
 from fxquant.graph.segment import before
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
 
@@ -46,7 +46,14 @@ class Unit:
 
 
 def units(gm: GraphModule, by_layer: bool = False) -> list[Unit]:
-    """The quantised units in execution order.
+    """The quantised units that can be trained, in execution order; see `all_units`."""
+    return all_units(gm, by_layer)[0]
+
+
+def all_units(gm: GraphModule, by_layer: bool = False) -> tuple[list[Unit], list[Unit]]:
+    """The quantised units that can be trained, and those that cannot, in execution order.
+
+    A unit is trained on its values sample by sample, so what all samples have together stays.
 
     Args:
         gm: a specialised graph after group_units.
@@ -58,16 +65,20 @@ def units(gm: GraphModule, by_layer: bool = False) -> list[Unit]:
         key: sorted({*nodes, *_sizes(nodes)}, key=position.__getitem__)
         for key, nodes in members.items()
     }
-    found: list[Unit] = []
+    found, others = list[Unit](), list[Unit]()
     taken: set[int] = set()
     for (path, kind), nodes in sorted(ordered.items(), key=lambda item: position[item[1][-1]]):
         # quantisers and layout operators on the way into a layer may be another layer's as well
         outputs = tuple(filter(is_layer, nodes)) if by_layer else _read_outside(nodes)
-        unit = _unit(gm, path, kind, nodes, outputs, taken)
-        if unit.weights and all(_by_sample(gm, n) for n in (*unit.inputs, *unit.outputs)):
+        unit = _unit(path, kind, nodes, outputs, taken)
+        if not unit.weights:
+            continue
+        if all(_by_sample(n) for n in (*unit.inputs, *unit.outputs)):
             found.append(unit)
             taken |= set(unit.quantisers)
-    return found
+        else:
+            others.append(unit)
+    return found, others
 
 
 def extract(
@@ -125,7 +136,6 @@ def _layers(gm: GraphModule) -> dict[tuple[str, str], list[Node]]:
 
 
 def _unit(
-    gm: GraphModule,
     path: str,
     kind: str,
     nodes: list[Node],
@@ -135,7 +145,7 @@ def _unit(
     inside = set(nodes)
     weights = tuple(n for n in nodes if n.target is fake_quantize_weight)
     last = {_producer(output, inside) for output in outputs}
-    inner = tuple(n for n in nodes if is_layer(n) and n not in last and _by_sample(gm, n))
+    inner = tuple(n for n in nodes if is_layer(n) and n not in last and _by_sample(n))
     quantisers = {int(n.args[2]) for n in nodes if n.target is fake_quantize}  # type: ignore[arg-type]
     return Unit(
         path,
@@ -149,12 +159,9 @@ def _unit(
     )
 
 
-def _by_sample(gm: GraphModule, node: Node) -> bool:
-    """Can the value be cached sample by sample? A unit with one that cannot is not trained."""
-    first = next(n for n in gm.graph.nodes if n.op == "placeholder")
-    if not isinstance(shape(first)[0], torch.SymInt):  # one batch only: sizes say nothing
-        return True
-    return bool(shape(node)) and counts_samples(gm, shape(node)[0])
+def _by_sample(node: Node) -> bool:
+    """Can the value be cached sample by sample?"""
+    return isinstance(node.meta["val"], Tensor) and has_samples(node)
 
 
 def _read_outside(nodes: Sequence[Node]) -> tuple[Node, ...]:

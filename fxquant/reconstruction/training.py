@@ -91,10 +91,8 @@ def train(
         threshold=settings.threshold,
         selected=selected,
     )
-    index = signature.timestep_index
-    count = len(selection.tensors[0])
-    times = selection.tensors[index] if index is not None else torch.zeros(count)
-    samples = Samples(selection.tensors, table.group(times.to(table.values.device)).cpu())
+    times = selection.times.to(table.values.device)
+    samples = Samples(selection.tensors, table.group(times).cpu(), selection.shared)
     checkpoints = None
     if training.resume is not None:
         run = {
@@ -107,7 +105,7 @@ def train(
             "graph": hashlib.sha256(dump(graph).encode()).hexdigest(),
             "model": fingerprint(dict(graph.state_dict()).values()),
             "ranges": fingerprint([table.values]),
-            "samples": fingerprint(samples.tensors),
+            "samples": fingerprint([*samples.tensors, *samples.shared.values()]),
         }
         checkpoints = Checkpoints(training.resume, run)
     # compile() may well be called where gradients are off
@@ -115,7 +113,11 @@ def train(
         return reconstruct(
             _for_autograd(graph),
             ActivationTable(table.values.clone(), table.timesteps.clone(), table.groups.clone()),
-            Samples(tuple(t.clone() for t in samples.tensors), samples.rows.clone()),
+            Samples(
+                tuple(t.clone() for t in samples.tensors),
+                samples.rows.clone(),
+                {k: t.clone() for k, t in samples.shared.items()},
+            ),
             settings,
             seed=seed,
             memory_budget=training.memory_budget,

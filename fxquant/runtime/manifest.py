@@ -311,7 +311,8 @@ def _read_expression(field: Field) -> str:
 
 
 def _read_signature_2(field: Field, blueprint: Blueprint) -> Signature:
-    """Of formats 1 and 2: nesting is implied by dotted names, sizes are those of the graph."""
+    """Of formats 1 and 2: nesting is implied by dotted names, sizes are those of the graph, and
+    what is returned is a tuple of one tensor."""
     entry = field.record(("parameters", "names", "ranks", "dtype", "integer_timestep"))
     names = tuple(n.text(_INPUT) for n in entry["names"].items(_MOST_INPUTS))
     entry["integer_timestep"].boolean()
@@ -325,6 +326,7 @@ def _read_signature_2(field: Field, blueprint: Blueprint) -> Signature:
         dtype=DTYPES[entry["dtype"].one_of(DTYPES)],
         arguments=nested_by_names(names),
         timestep=TIMESTEP if TIMESTEP in names else None,
+        result=Skeleton("tuple", ((0, RESULT),)),
         limits=limits_of(examples),
     )
 

@@ -6,14 +6,11 @@ import copy
 import functools
 import inspect
 import logging
-import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -27,18 +24,18 @@ from fxquant.runtime.cuda_graph import CapturedSteps
 from fxquant.runtime.exportable import exportable
 from fxquant.runtime.face import Face, NoFace, rebuilt
 from fxquant.runtime.manifest import Origin
+from fxquant.runtime.ownership import own_tensors
 from fxquant.runtime.program import Program
 from fxquant.runtime.replay import ReplayedSteps
+from fxquant.runtime.served_sizes import ServedSizes
 from fxquant.runtime.summary import Summary
 
 log = logging.getLogger(__name__)
 
-
-@dataclass
-class DenoiserOutput(BaseOutput):
-    """What a module without an output class of its own returns for return_dict=True."""
-
-    sample: Tensor
+_UNTRAINED = (
+    "a compiled model is not trained: it has integer weights and no gradients. Train the float "
+    "model, then compile it again: fxquant.compile(model, calls)"
+)
 
 
 class _Served(NamedTuple):
@@ -101,8 +98,10 @@ class QuantizedModel(nn.Module):
         self.check_inputs = False
         self._output = output
         if not owned:
-            _own_tensors(self)
+            own_tensors(self)
         self._served = self._uncaptured()
+        self._served_sizes = ServedSizes()
+        self._said_untrained = False
         self.eval()
         self._face: Face | NoFace | None = face
 
@@ -152,21 +151,21 @@ class QuantizedModel(nn.Module):
         )
 
     def train(self, mode: bool = True) -> QuantizedModel:
-        """Stay in eval mode.
-
-        Raises:
-            FaceError: training mode was asked for.
-        """
-        if mode:
-            raise FaceError(
-                "a compiled model is not trained: it has integer weights and no gradients. Train "
-                "the float model, then compile it again: fxquant.compile(model, calls)"
-            )
-        return super().train(mode)
+        """Stay in eval mode, and say so once: train() of an enclosing module comes here, too."""
+        if mode and not self._said_untrained:
+            self._said_untrained = True
+            log.warning("%s; train() changes nothing", _UNTRAINED)
+        return super().train(mode=False)
 
     def requires_grad_(self, requires_grad: bool = True) -> QuantizedModel:
-        """Stay without gradients; raises FaceError where they are asked for, as `train` does."""
-        return self.train() if requires_grad else self
+        """Stay without gradients.
+
+        Raises:
+            FaceError: they were asked for.
+        """
+        if requires_grad:
+            raise FaceError(_UNTRAINED)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -203,7 +202,9 @@ class QuantizedModel(nn.Module):
         for name, tensor in zip(self.signature.names, tensors, strict=True):
             if tensor.device != self.device:
                 raise CallError(f"{name} is on {tensor.device}, the model on {self.device}")
-        result = self.run(tensors, alike)
+        result = self._served_sizes.run(
+            lambda: self.run(tensors, alike), self.signature.names, tensors
+        )
         return self._returned(result, self.signature.return_dict(args, kwargs))
 
     def _returned(self, result: Tensor, return_dict: bool) -> Any:
@@ -305,8 +306,10 @@ class QuantizedModel(nn.Module):
         meanwhile, the folder holds the old one or the new one.
 
         Raises:
-            ArtifactError: the folder cannot be written, the disk is full (what was there stays), or
-                the graph was edited, or has an operator that the saved form does not know.
+            ArtifactError: the folder cannot be written, the disk is full (what was there stays),
+                the graph was edited, or calls what is not safe to run from a file: operators that
+                are not ATen's or fxquant's own, that write to their arguments, or whose kernels
+                trust what they are given. Compiling such a model says so (`summary.unsaved`).
         """
         save(self, folder)
 
@@ -333,35 +336,6 @@ class QuantizedModel(nn.Module):
         return self.to(changed.device, changed.dtype)
 
 
-def _own_tensors(module: nn.Module) -> None:
-    """Replace tensors that may be shared by copies without gradients.
-
-    Layers that stayed float still hold the original model's own parameters; and tensors made in
-    inference mode count no changes, so that kernels could not tell when to pack them again. Integer
-    weights were made by lowering, for this model alone: copying them would only cost memory.
-    """
-    copies: dict[int, Tensor] = {}  # tied tensors stay tied
-
-    @torch.no_grad()
-    def copy(tensor: Tensor) -> Tensor:
-        new = tensor.detach().clone()
-        return nn.Parameter(new, False) if isinstance(tensor, nn.Parameter) else new
-
-    with torch.inference_mode(mode=False):
-        for part in module.modules():
-            owners: list[Any] = [part._parameters, part._buffers]
-            for tensors in owners:
-                for name, tensor in tensors.items():
-                    if tensor is not None and not _is_integer_weight(tensor):
-                        if id(tensor) not in copies:
-                            copies[id(tensor)] = copy(tensor)
-                        tensors[name] = copies[id(tensor)]
-
-
-def _is_integer_weight(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.int8, torch.uint8) and not tensor.is_inference()
-
-
 @functools.cache
 def class_for(original: type[nn.Module]) -> type[QuantizedModel]:
     """QuantizedModel with the original's forward signature, which pipelines inspect."""
@@ -376,27 +350,3 @@ def class_for(original: type[nn.Module]) -> type[QuantizedModel]:
         (QuantizedModel,),
         {"forward": forward, "original": original, "__module__": __name__},
     )
-
-
-def output_class(original: type[nn.Module]) -> type[Any] | None:
-    """The dataclass that forward's annotation promises, a plain one if it takes return_dict."""
-    parameters = inspect.signature(original.forward).parameters
-    if "return_dict" not in parameters:
-        return None
-    promised = _annotated_return(original.forward)
-    for candidate in (promised, *typing.get_args(promised)):
-        if inspect.isclass(candidate) and is_dataclass(candidate):
-            return candidate
-    return DenoiserOutput
-
-
-def output_for(signature: Signature) -> type[Any] | None:
-    """The output class of a model whose original class is not known."""
-    return DenoiserOutput if signature.takes_return_dict else None
-
-
-def _annotated_return(function: Callable[..., Any]) -> Any:
-    try:
-        return typing.get_type_hints(function).get("return")
-    except NameError:  # an annotation that only type checkers can resolve
-        return None

@@ -165,15 +165,17 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func in _EMPTY:
             return self._arena.empty_like(result)
-        if func._schema.is_mutable or not func._schema.returns:
-            self._write_down(func, args, kwargs)
-            return result
-        made = tree_leaves(result)
+        made = tree_leaves(result) if func._schema.returns else []
         if not all(isinstance(t, Tensor) and t.layout == torch.strided for t in made):
             raise NotRepeatableError(f"{func} does not return plain tensors")
-        if _storages(made) & _storages(tree_leaves((args, kwargs))):
-            return result  # a view of what stays in place
-        kept = tree_map_only(Tensor, self._arena.empty_like, result)
+        given = _storages(tree_leaves((args, kwargs)))
+        if all(_storages([t]) & given for t in made):  # written to, or views of what stays in place
+            if func._schema.is_mutable or not made:
+                self._write_down(func, args, kwargs)
+            return result
+        kept = tree_map_only(
+            Tensor, lambda t: t if _storages([t]) & given else self._arena.empty_like(t), result
+        )
         _copy(result, kept)
         if func in _INTO and _is_one_dtype(args, kept):
             self._write_down(_INTO[func], args, {**kwargs, "out": kept})

@@ -34,6 +34,8 @@ class Summary:
         seconds: wall time by phase.
         units: what the reconstruction did to each unit; empty without one, and after loading.
         ranges: what calibration warned of; empty after loading.
+        error: relative L2 error to the original's result on the first calibration call, as it
+            serves; None where it was not tried.
         unsaved: why save_pretrained would refuse the model, "" if it would not.
     """
 
@@ -48,6 +50,7 @@ class Summary:
     units: tuple[UnitReport, ...] = ()
     ranges: tuple[str, ...] = ()
     unsaved: str = ""
+    error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         plain = {k: (list(v) if isinstance(v, tuple) else v) for k, v in self.__dict__.items()}
@@ -68,6 +71,8 @@ class Summary:
         lines += [f"  ranges: {text}" for text in self.ranges]
         if self.units:
             lines.append(f"  {reconstruction_text(self.units)}")
+        if self.error is not None:
+            lines.append(f"  relative error on the first calibration call {self.error:.3g}")
         if self.unsaved:
             lines.append(f"  cannot be saved: {self.unsaved}")
         if self.seconds:

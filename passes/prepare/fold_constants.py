@@ -10,6 +10,7 @@ from torch.fx.node import map_arg
 from fxquant.graph.nodes import (
     CONSTANTS,
     attribute,
+    free_target,
     get_attr,
     is_random,
     is_symbolic,
@@ -54,6 +55,7 @@ def _is_foldable(node: Node, values: dict[Node, Tensor]) -> bool:
 
 
 def _bind(gm: GraphModule, node: Node, value: Tensor) -> None:
-    target = set_buffer(gm, f"{CONSTANTS}{node.name}", value.detach().clone())
+    target = free_target(gm, f"{CONSTANTS}{node.name}")
+    set_buffer(gm, target, value.detach().clone())
     with gm.graph.inserting_before(node):
         replace(node, get_attr(gm, target, like=node))

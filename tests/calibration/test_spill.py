@@ -7,10 +7,15 @@ import torch
 
 from fxquant.calibration.spill import Spill
 from fxquant.errors import LoaderError
+from fxquant.graph.structure import FlatCall
 
 
-def numbers(value: float) -> dict[str, torch.Tensor]:
-    return {"x": torch.full((100,), float(value))}  # 400 bytes
+def numbers(value: float) -> FlatCall:
+    return FlatCall.of({"x": torch.full((100,), float(value))})  # 400 bytes
+
+
+def held(call: FlatCall) -> torch.Tensor:
+    return call.tensors["x"]
 
 
 def test_up_to_the_budget_nothing_is_written(tmp_path):
@@ -27,7 +32,17 @@ def test_beyond_it_everything_is_in_files(tmp_path):
     assert (len(spill), spill.folder) == (4, tmp_path)
     names = [file.name for file in sorted(tmp_path.iterdir())]
     assert names == [f"000{k}.safetensors" for k in range(4)]
-    assert all(torch.equal(spill[k]["x"], numbers(k)["x"]) for k in range(4))
+    assert all(torch.equal(held(spill[k]), held(numbers(k))) for k in range(4))
+
+
+@pytest.mark.parametrize("budget", [10**6, 0], ids=["memory", "files"])
+def test_nesting_and_constants_come_back(budget):
+    spill = Spill(budget)
+    given = {"x": torch.ones(3), "more": {"ids": [torch.zeros(2), 0.5], "mode": "a", "none": None}}
+    spill[0] = FlatCall.of(given)
+    assert spill[0].skeleton == FlatCall.of(given).skeleton
+    assert spill[0].constants == {"more.ids.1": 0.5, "more.mode": "a", "more.none": None}
+    assert torch.equal(spill[0].arguments()["more"]["ids"][0], torch.zeros(2))
 
 
 @pytest.mark.parametrize("budget", [10**6, 0], ids=["memory", "files"])
@@ -35,8 +50,8 @@ def test_what_is_put_again_replaces(budget):
     spill = Spill(budget)
     spill[0], spill[1], spill[0] = numbers(0), numbers(1), numbers(2)
     assert len(spill) == 2
-    assert torch.equal(spill[0]["x"], numbers(2)["x"])
-    assert torch.equal(spill[1]["x"], numbers(1)["x"])
+    assert torch.equal(held(spill[0]), held(numbers(2)))
+    assert torch.equal(held(spill[1]), held(numbers(1)))
 
 
 def test_replacing_does_not_count_twice():

@@ -43,7 +43,7 @@ X = torch.ones(4, 2)
         ([loop((X, 5), (X[:2], 1))], False, "run 0: the shapes changed at timestep 1"),
         ([loop((X, torch.arange(4)))], False, "run 0: the rows of a call have different"),
         ([loop((X,))], False, "run 0: a call has no timestep"),
-        ([loop((X, 5, torch.ones(3)))], False, r"extra has shape \[3\], the sample has 4"),
+        ([loop((X, 5, torch.ones(8)))], False, r"extra has shape \[8\], the sample has 4 rows"),
         ([loop((X[:3], 5))], True, r"guided=True .*these 3 are not\. Leave guided out"),
         ([loop((torch.arange(8.0).view(4, 2), 5))], True, "two equal halves"),
         ([loop((X, 5)), loop((X, 4))], False, "run 1 never called the model at timestep 5"),
@@ -69,10 +69,33 @@ def test_runs_that_cannot_be_followed_are_refused(runs, guided, message):
     assert not echo._forward_pre_hooks
 
 
-def test_arguments_that_are_no_tensors_are_refused():
+def test_objects_of_unknown_kinds_are_refused():
     echo = Echo()
-    with pytest.raises(CallError, match="'extra' is a str"):
-        record_selected(echo, [lambda: echo(X, 1, "much")], count=1)
+    with pytest.raises(CallError, match="'extra' is a object"):
+        record_selected(echo, [lambda: echo(X, 1, object())], count=1)
+
+
+def test_arguments_that_are_no_tensors_are_recorded():
+    echo = Echo()
+    (call,) = record_selected(echo, [lambda: echo(X, 1, {"how": "much"})], count=4)
+    assert call["extra"] == {"how": "much"}
+    assert torch.equal(call["sample"], X)
+
+
+def test_what_images_share_stays_with_its_timestep():
+    """Of 3 values for 4 images each image has all; other timesteps may have others."""
+    echo = Echo()
+    tables = {t: torch.full((3,), float(t)) for t in (5, 4, 3)}
+    tables[3] = tables[4]
+
+    def run():
+        for t, table in tables.items():
+            echo(X, t, table)
+
+    calls = list(record_selected(echo, [run], count=12, sampler="uniform"))
+    assert {float(t) for call in calls for t in call["timestep"]} == {5, 4, 3}
+    for call in calls:
+        assert all(torch.equal(call["extra"], tables[int(t)]) for t in call["timestep"])
 
 
 def test_bad_options_are_refused(tmp_path):

@@ -192,8 +192,16 @@ def check(source: str) -> Outcome:
         Finding: it is broken.
         Invalid: the program is no module that the law speaks of.
     """
-    logging.getLogger("fxquant").setLevel(logging.ERROR)
-    case = read(source)
+    logger = logging.getLogger("fxquant")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return _checked(read(source))
+    finally:
+        logger.setLevel(level)
+
+
+def _checked(case: Case) -> Outcome:
     before = {k: v.clone() for k, v in case.model.state_dict().items()}
     calibration = [expected(case, case.sizes, seed)[0] for seed in range(CALLS)]
     outcome = Outcome()

@@ -75,3 +75,11 @@ def test_sizes_made_of_others_are_compared():
 )
 def test_rows_of_each_sample(shapes, factors):
     assert Limits(shapes).batch_factors() == factors
+
+
+def test_what_stays_while_the_batch_changes() -> None:
+    """Neither a dimension nor a guard ties the input to the batch."""
+    shapes = [("B", 4, "h"), ("s", 2), ("B+1", 2), ("s1",), (3,)]
+    limits = Limits(shapes, [Guard("s1 > B"), Guard("s > 1")])
+    assert limits.apart_from_batch() == [False, True, False, False, True]
+    assert Limits([(2, 4), (3,)]).apart_from_batch() == [False, False]

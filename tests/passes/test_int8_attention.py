@@ -104,9 +104,10 @@ def test_attention_of_format_1_is_float_attention() -> None:
     assert args[3:7] == [{"node": "row"}, -1, -1, -1]
     assert args[7:] == [None, 0.5, -1, 8, {"dtype": "float32"}, "reference"]
     assert new["nodes"][1] == old["nodes"][1]
-    assert upgraded(Field(new, "graph.json"), 2).value == new
-    for damaged in ([], {"nodes": 3}, {"nodes": [7, node, node | {"args": [1]}]}):
-        assert upgraded(Field(damaged, "graph.json"), 1).value == damaged
+    assert upgraded(Field(new, "graph.json"), 3).value == new
+    assert upgraded(Field([], "graph.json"), 1).value == []
+    for damaged in (3, [7, node, node | {"args": [1]}]):
+        assert upgraded(Field({"nodes": damaged}, "graph.json"), 1).value["nodes"] == damaged
 
 
 def test_integers_need_all_three_quantisers(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_values_without_a_sample_are_quantised(batch: int, groups: int) -> None:
     torch.manual_seed(0)
     model, calls = Together().eval(), together(batch)
     quantised = c.compiled(model, calls, c.float32(keep_float=(), timestep_groups=groups))
-    assert quantised.summary.precision == {"w8a8": 6}
+    assert quantised.summary.precision == {"w8a8": 5}, "f's result is a constant"
     for call in calls:
         assert relative_error(quantised(**call), model(**call).detach()) < 0.04
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
@@ -166,6 +168,25 @@ def _seeded(build: Callable[[], Any], seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build().eval()
+
+
+@contextmanager
+def own_kernels() -> Iterator[None]:
+    """Within, these models run fxquant's own kernels, whose steps are replayed: also where a CPU
+    has AMX, with which `auto` picks oneDNN."""
+    if "amx_int8" not in detect().cpu_features:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FXQUANT_CPU", "vnni")
+        _forget()
+        yield
+    _forget()
+
+
+def _forget() -> None:
+    for cached in (detect, toy, shared_mite, unconditional, text_conditional):
+        cached.cache_clear()
 
 
 def mixed_call(batch: int, size: tuple[int, int] = (8, 8), seed: int = 0) -> Call:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fxquant import QuantizedModel
 from fxquant.calibration import record
-from fxquant.runtime.model import DenoiserOutput
+from fxquant.runtime.outputs import DenoiserOutput
 from tests import models
 from tests.runtime import compiled as c
 from tests.toy import relative_error

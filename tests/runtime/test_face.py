@@ -128,7 +128,7 @@ def test_everything_that_pipelines_read_is_answered_as_by_the_original(tmp_path:
     model, quantised = sdxl()
     chains = asked_by_pipelines()
     assert "add_embedding.linear_1.in_features" in chains
-    assert len(chains) > 150
+    assert len(chains) > 100
     own = {"__class__", "to", "dtype", "parameters", "modules", "named_modules", "named_children"}
     chains = tuple(chain for chain in chains if chain.split(".")[0] not in own)
     assert check_answers(model, quantised, chains) > 20
@@ -257,10 +257,9 @@ def test_a_context_of_caches_is_empty() -> None:
     face.answer("_reset_stateful_cache", nn.Module())()
 
 
-@pytest.mark.parametrize("method", ["train", "requires_grad_"])
-def test_a_compiled_model_is_not_trained(method: str) -> None:
+def test_a_compiled_model_has_no_gradients() -> None:
     with pytest.raises(FaceError, match="Train the float model, then compile it again"):
-        getattr(c.shared_mite(), method)()
+        c.shared_mite().requires_grad_()
 
 
 def assignments(model: Any) -> Iterator[Any]:

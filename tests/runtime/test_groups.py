@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteSchedul
 from torch import Tensor, nn
 
 from fxquant import QuantizedModel
+from fxquant.errors import RecipeError
 from tests.runtime import compiled as c
 from tests.toy import relative_error
 
@@ -157,14 +158,19 @@ def test_a_deep_copy_keeps_rows_and_timesteps() -> None:
     assert torch.equal(c.result(c.fresh(grouped()), call), c.result(grouped(), call))
 
 
-def test_more_groups_than_timesteps_is_served() -> None:
-    model = c.compiled(c.mite(), c.mite_calls(2), c.float32(timestep_groups=GROUPS))
+def test_as_many_groups_as_timesteps_are_served_and_no_more() -> None:
+    model = c.compiled(c.mite(), c.mite_calls(2), c.float32(timestep_groups=2))
     call = call_at(0, 999)
     assert relative_error(c.result(model, call), c.result(c.mite(), call)) < 0.05
+    with pytest.raises(RecipeError, match=r"have 2 distinct timesteps: .*timestep_groups=2"):
+        c.compiled(c.mite(), c.mite_calls(2), c.float32(timestep_groups=3))
 
 
-def test_groups_without_a_timestep_are_served() -> None:
+def test_groups_without_a_timestep_are_refused() -> None:
     model = nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 1)).eval()
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    quantised = c.compiled(model, [(x,)], c.float32(timestep_groups=GROUPS))
+    message = "timestep_groups=4, but the model has no timestep: set timestep_groups=1"
+    with pytest.raises(RecipeError, match=message):
+        c.compiled(model, [(x,)], c.float32(timestep_groups=GROUPS))
+    quantised = c.compiled(model, [(x,)], c.float32(timestep_groups=1))
     assert relative_error(quantised(x), model(x).detach()) < 0.05

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, symbolic_trace
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxquant import QuantizedModel
@@ -22,6 +22,12 @@ from fxquant.runtime.replay import ReplayedSteps
 from tests.runtime import compiled as c
 
 RECIPES = ("w8a8-fast", "w4a8-fast", "w4a4-fast")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_kernels() -> Iterator[None]:
+    with c.own_kernels():
+        yield
 
 
 def flat(model: QuantizedModel, call: c.Call, group: int = 0) -> list[Tensor]:
@@ -285,6 +291,39 @@ def test_torch_operators_are_repeated(seed: int) -> None:
         inputs = (torch.randn(3, 8, generator=g), torch.randn(3, generator=g))
         with torch.no_grad():
             assert torch.equal(steps(*inputs), Some()(*inputs))
+    assert len(recordings(steps)) == 1
+
+
+class Leaky(nn.Module):
+    """Writes to one tensor, and returns another that is new."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.aten.rrelu_with_noise(x, torch.ones_like(x), 0.1, 0.3, True)
+
+
+class Normed(nn.Module):
+    """Returns several new tensors beside those that it writes to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = x[0].neg(), x[1].exp()
+        normed, found, _ = torch.ops.aten._native_batch_norm_legit(
+            x, None, None, mean, variance, True, 0.1, 1e-5
+        )
+        return normed + found + mean * variance
+
+
+@pytest.mark.parametrize("kind", [Leaky, Normed])
+def test_operators_that_write_and_return_something_new_are_repeated(kind: type[nn.Module]) -> None:
+    module, original = kind().eval(), kind().eval()
+    graph = symbolic_trace(module)
+    steps = ReplayedSteps(Program(graph))
+    for seed in range(5):
+        x = torch.randn(3, 8, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            torch.manual_seed(seed)
+            served = steps(x)
+            torch.manual_seed(seed)
+            assert torch.equal(served, original(x))
     assert len(recordings(steps)) == 1
 
 

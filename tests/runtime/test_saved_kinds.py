@@ -192,7 +192,7 @@ def sized(x: Tensor, row: Tensor) -> Tensor:
     """Computes with sizes in most of the ways there are."""
     height, width = x.shape[-2:]
     side = torch.sym_max(height, width) + torch.sym_min(height, 3) * 2 - (-height) // 3
-    scale = math.ceil(height / 2) + math.floor(width * 0.7) + int(height / 3) + height**2 % 5
+    scale = math.ceil(height / 2) + math.floor(width * 0.7) + math.trunc(height / 3) + height**2 % 5
     scale = scale + torch.sym_ite(height > 100, 1, 2) + torch.sym_float(width) ** 0.5
     padded = F.pad(x, (0, side - width, 0, side - height))
     return padded[..., : height + 1, :] * scale
@@ -202,6 +202,9 @@ def test_sizes_may_be_computed_in_any_way() -> None:
     graph = make_fx(sized, tracing_mode="symbolic", pre_dispatch=True)(
         image(2, 4, 8, 6), torch.zeros(0, 2)
     )
+    [*_, row] = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    row._rename("row")  # make_fx numbers them
+    graph.recompile()
     again = reread(graph)
     for shape in SHAPES:
         args = image(*shape), torch.zeros(0, 2)

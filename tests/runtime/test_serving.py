@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import QuantizedModel
-from fxquant.errors import BackendError
+from fxquant.errors import BackendError, CallError
 from tests.runtime import compiled as c
 from tests.toy import relative_error
 
@@ -116,6 +116,48 @@ def test_train_and_eval_change_nothing() -> None:
     assert torch.equal(c.result(model, call), expected)
     assert model.eval() is model
     assert torch.equal(c.result(model, call), expected)
+
+
+def test_a_part_of_a_module_that_is_trained_stays_and_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = c.fresh(c.shared_mite())
+    whole = nn.ModuleList([model, nn.Linear(2, 2)])
+    with caplog.at_level(logging.WARNING):
+        assert whole.train() is whole.eval() is whole.train() is whole
+    assert not any(part.training for part in model.modules())
+    assert whole[1].training
+    assert len([r for r in caplog.records if "train() changes nothing" in r.message]) == 1
+
+
+def breaking(model: QuantizedModel, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """From now on its graph raises."""
+
+    def run(*args: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(model, "run", run)
+
+
+def test_sizes_that_torch_refuses_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = c.fresh(c.shared_mite())
+    served, other = c.mite_calls(batch=2)[0], c.mite_calls(batch=11)[0]  # by no other test
+    c.result(model, served)
+    breaking(model, monkeypatch, RuntimeError("The size of tensor a (8) must match"))
+    with pytest.raises(CallError, match=r"sample \[11, 4, 8, 8\].*The size of tensor a") as refusal:
+        c.result(model, other)
+    assert isinstance(refusal.value.__cause__, RuntimeError)
+    with pytest.raises(RuntimeError, match="The size of tensor a"):  # sizes are not to blame
+        c.result(model, served)
+
+
+def test_what_sizes_are_not_to_blame_for_is_raised_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = c.fresh(c.shared_mite())
+    breaking(model, monkeypatch, torch.OutOfMemoryError("no memory"))
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        c.result(model, c.mite_calls()[0])
 
 
 @pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])

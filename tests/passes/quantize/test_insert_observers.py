@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxquant.compiler import observed_edges
+from fxquant.calibration.observe import observed_edges
 from tests.toy import golden, relative_error, story
 
 
