@@ -20,6 +20,7 @@ from fxquant.passes.prepare.fold_weights import fold_weights
 from fxquant.passes.prepare.functionalize import functionalize
 from fxquant.passes.prepare.mark_timestep_only import mark_timestep_only
 from fxquant.passes.prepare.merge_layers import merge_layers
+from fxquant.passes.prepare.pin_draws import pin_draws
 from fxquant.passes.prepare.products_to_linear import products_to_linear
 from fxquant.passes.prepare.samples_first import samples_first
 from fxquant.passes.prepare.strip_noops import strip_noops
@@ -33,6 +34,7 @@ from fxquant.passes.quantize.split_shortcut import split_shortcut
 PREPARE = (
     Step(functionalize, "captured", "first: nothing after it has to think about writes"),
     Step(strip_noops, "prepared", "later passes match fewer shapes of the same thing"),
+    Step(pin_draws, "prepared", "before anything moves: draws follow the captured memory order"),
     Step(merge_layers, "prepared", "before constants become buffers, each with a name of its own"),
     Step(convolutions_to_conv2d, "prepared", "kernels know one kind of convolution"),
     Step(products_to_linear, "prepared", "and one product with a weight"),
