@@ -54,5 +54,6 @@ def _pin(gm: GraphModule, node: Node) -> None:
 
 def _memory_order(value: Tensor) -> list[int]:
     """Its dimensions from the outermost in memory to the innermost."""
-    steps = [int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in value.stride()]
+    strides: list[Any] = list(value.stride())
+    steps = [int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in strides]
     return sorted(range(value.ndim), key=lambda axis: -steps[axis])
