@@ -29,7 +29,7 @@ def pin_draws(gm: GraphModule, *, options: Options) -> GraphModule:
 def _follows(node: Node) -> bool:
     """Does the result lie in memory as the first argument does?"""
     source = node.args[0] if node.args else None
-    values = [n.meta.get("val") for n in (source, node) if isinstance(n, Node)]
+    values: list[Any] = [n.meta.get("val") for n in (source, node) if isinstance(n, Node)]
     if len(values) != 2 or not all(isinstance(v, Tensor) for v in values):
         return False
     return [*map(str, values[0].shape)] == [*map(str, values[1].shape)]

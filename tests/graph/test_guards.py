@@ -42,7 +42,7 @@ class Pieces(Asking):
 
     def forward(self, x: Tensor) -> Tensor:
         pieces = self.conv(x).split(2, dim=2)
-        return self.out(torch.cat([p * k for k, p in enumerate(pieces, 1)], dim=2))
+        return self.out(torch.cat([p + k for k, p in enumerate(pieces, 1)], dim=2))
 
 
 class Guided(Asking):

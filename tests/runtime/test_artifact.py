@@ -41,7 +41,8 @@ def test_tensors_results_and_graph_survive(recipe: str, dtype: str, tmp_path: Pa
     assert loaded.recipe == model.recipe
     assert loaded.signature == model.signature
     assert loaded.origin == model.origin
-    assert {**loaded.summary.to_json(), "seconds": 0} == {**model.summary.to_json(), "seconds": 0}
+    apart = {"seconds": 0, "error": 0}  # of the compilation, which is not repeated
+    assert loaded.summary.to_json() | apart == model.summary.to_json() | apart
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,7 +11,7 @@ from tests.zoo.classes import LEFT_OUT, denoisers
 
 
 def as_parameter(case: Case):
-    return pytest.param(case, id=case.name, marks=() if case.quick else pytest.mark.slow)
+    return pytest.param(case, id=case.name, marks=pytest.mark.slow)
 
 
 def test_every_denoiser_class_has_a_case():
