@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.fuzz.grammar.registry import template
-from tests.fuzz.writer import Dim, Value, Writer
+from tests.fuzz.writer import Dim, NotApplicable, Value, Writer
 
 
 def sized(image: Value, channels: int, *size: Dim) -> tuple[Dim, ...]:
@@ -16,7 +16,7 @@ def halves(w: Writer, how: str) -> Value:
     image = w.pick("image")
     deep = str(image.dims[2]).count("/")
     if deep >= 2 or (w.odd and how == "exact"):
-        raise NotImplementedError
+        raise NotApplicable
     return image
 
 
@@ -142,7 +142,7 @@ def cropped_up(w: Writer) -> None:
 @template()
 def pixel_shuffle(w: Writer) -> None:
     if w.odd:
-        raise NotImplementedError
+        raise NotApplicable
     x = w.pick("image", channels={4, 16})
     c = x.channels
     conv = w.layer(f"nn.Conv2d({4 * c}, {4 * c}, 1)")
@@ -264,7 +264,7 @@ def pad_channels(w: Writer) -> None:
 def wide_stride(w: Writer) -> None:
     """Patches and back, as transformers do: sizes in multiples of two only."""
     if w.odd:
-        raise NotImplementedError
+        raise NotApplicable
     x = w.pick("image")
     c = x.channels
     patch = w.layer(f"nn.Conv2d({c}, 32, 2, stride=2)")
@@ -305,7 +305,7 @@ def concatenate(w: Writer) -> None:
     x = w.pick("image")
     y = w.pick("image")
     if x.dims[2:] != y.dims[2:] or x.channels + y.channels > 64:
-        raise NotImplementedError
+        raise NotApplicable
     both = x.channels + y.channels
     layer = w.layer(f"nn.Conv2d({both}, 16, {w.choose('1', '3, padding=1')})")
     w.new("image", sized(x, 16), f"{layer}(torch.cat([{x}, {y}], dim=1))")

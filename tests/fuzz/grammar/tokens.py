@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.fuzz.grammar.registry import template
-from tests.fuzz.writer import Value, Writer
+from tests.fuzz.writer import NotApplicable, Value, Writer
 
 
 @template(4)
@@ -75,7 +75,7 @@ def to_image(w: Writer) -> None:
     t = w.pick("tokens")
     images = [v for v in w.values if v.kind == "image" and f"{v.dims[2]}{v.dims[3]}" == t.dims[1]]
     if not images:
-        raise NotImplementedError
+        raise NotApplicable
     x = images[-1]
     made = w.choose(
         f"{t}.transpose(1, 2).reshape(-1, {t.channels}, *{x}.shape[2:])",
