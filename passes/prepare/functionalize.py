@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
@@ -249,13 +248,11 @@ _ZEROS: dict[Any, tuple[Any, int]] = {  # and how many of the arguments
 
 
 def _draw_as_captured(node: Node) -> None:
-    """randn_like(x) gives other numbers where `x` has another dtype or layout, as it will have."""
+    """randn_like(x) gives other numbers where `x` has another dtype, as it will have."""
     schema = getattr(node.target, "_schema", None)
     names = [argument.name for argument in schema.arguments] if schema else []
     if is_random(node) and "dtype" in names:
         node.kwargs = {**node.kwargs, "dtype": node.meta["val"].dtype}
-        if "memory_format" in names and node.meta["val"].is_contiguous():
-            node.kwargs = {**node.kwargs, "memory_format": torch.contiguous_format}
 
 
 def _check(gm: GraphModule, node: Node) -> None:
