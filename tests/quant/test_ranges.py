@@ -227,10 +227,10 @@ class Together(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokens = nn.Parameter(torch.randn(7, 8))
-        self.even = nn.Parameter(torch.randn(8, 8))
-        self.many = nn.Parameter(torch.randn(9000, 8))
-        self.a, self.b, self.c, self.d, self.e, self.f = (nn.Linear(8, 8) for _ in range(6))
+        self.tokens = nn.Parameter(torch.randn(7, 16))
+        self.even = nn.Parameter(torch.randn(8, 16))
+        self.many = nn.Parameter(torch.randn(9000, 16))
+        self.a, self.b, self.c, self.d, self.e, self.f = (nn.Linear(16, 16) for _ in range(6))
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         some = self.a(self.tokens * (1 + 0 * timestep.mean())).mean(0)
@@ -243,7 +243,7 @@ def together(batch: int) -> list[c.Call]:
     generator = torch.Generator().manual_seed(0)
     return [
         {
-            "sample": torch.randn(batch, 3, 8, generator=generator),
+            "sample": torch.randn(batch, 3, 16, generator=generator),
             "timestep": torch.full((batch,), t),
         }
         for t in (0.0, 300.0, 600.0, 900.0)

@@ -57,10 +57,10 @@ class Positions(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.positions, self.out = nn.Linear(8, 8), nn.Linear(2, 8), nn.Linear(8, 8)
+        self.embed, self.positions, self.out = nn.Linear(8, 8), nn.Linear(10, 8), nn.Linear(8, 8)
 
     def forward(self, sample: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
-        return self.out(torch.relu(self.embed(sample) + self.positions(ids)))
+        return self.out(torch.relu(self.embed(sample) + self.positions(ids.repeat(1, 5))))
 
 
 class Noisy(nn.Module):

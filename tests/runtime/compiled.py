@@ -38,7 +38,7 @@ class Mite(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(4, 16, 3, padding=1)
-        self.time = nn.Linear(2, 16)
+        self.time = nn.Linear(10, 16)  # of so many numbers it is quantised
         self.norm = nn.GroupNorm(2, 16)
         self.conv = nn.Conv2d(16, 16, 3, padding=1)
         self.conv_out = nn.Conv2d(16, 4, 3, padding=1)
@@ -48,7 +48,7 @@ class Mite(nn.Module):
     ) -> tuple[Tensor]:
         """[B, 4, H, W] and one timestep or [B]; the hidden range grows with the timestep."""
         t = torch.as_tensor(timestep).reshape(-1, 1).expand(sample.shape[0], 1) / 100
-        embedding = self.time(torch.cat([t, t.square() / 10], dim=1).to(sample.dtype))
+        embedding = self.time(torch.cat([t, t.square() / 10] * 5, dim=1).to(sample.dtype))
         hidden = self.conv_in(sample) + embedding[:, :, None, None]
         hidden = hidden + self.conv(F.silu(self.norm(hidden)))
         return (self.conv_out(hidden),)
