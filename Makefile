@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPES := build/types
 PEERS := $(VENV)/.peers
+NEWEST := .newest
 # What compiles and inspects CUDA kernels: headers and two programs, without what their packages ask
 # for, which only CUTLASS's Python half needs.
 CUDA_TOOLS := nvidia-cutlass nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
@@ -17,12 +18,13 @@ export OMP_WAIT_POLICY := passive
 PYTEST := $(BIN)/pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install docs demo test test-all test-slow fuzz lint format types bench clean
+.PHONY: help install docs demo test test-all test-slow test-newest fuzz lint format types bench clean
 
 help:
 	@echo "make demo      quantise the bundled model and show what came of it"
 	@echo "make test      the tests, without the slow ones"
 	@echo "make test-all  lint and all tests"
+	@echo "make test-slow the slow tests, and the others on the newest torch that the index has"
 	@echo "make fuzz      random modules for SECONDS=600, compiled to the right result or refused by name"
 	@echo "make lint      ruff and mypy (make format repairs what ruff can)"
 	@echo "make docs      the API reference, from docstrings, to build/docs"
@@ -46,8 +48,16 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) -m "not slow" --durations=10
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) test-newest
 	$(PYTEST) -m slow --durations=10
+
+# What pip takes for 'fxquant[eval]' where nothing is constrained, made anew every time.
+test-newest:
+	rm -rf $(NEWEST)
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install -q --upgrade -e '.[eval,dev]'
+	$(NEWEST)/bin/pip list | grep -E '^(torch|torchvision|diffusers|transformers|numpy) '
+	$(NEWEST)/bin/pytest -q -n 2 --dist loadfile -m "not slow" --durations=10
 
 # From a seed that it prints; SEED=123 repeats one. FUZZ=--keep-going counts causes, instead of
 # stopping at the first.
@@ -87,5 +97,5 @@ bench: $(PEERS)
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) build dist out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

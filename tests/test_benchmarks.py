@@ -19,6 +19,7 @@ def run(script: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True)
 
 
+@pytest.mark.slow  # compiles the digits model four times
 def test_the_ablation_runs_resumes_and_reports(tmp_path: Path) -> None:
     command = ("ablation.py", "--quick", "--work", tmp_path)
     first = run(*command)

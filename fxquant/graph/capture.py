@@ -129,6 +129,8 @@ def capture_calls(
             tried = _tried(model, signature, plan, different, dynamic)
             if isinstance(tried, Captured):
                 return tried
+            if isinstance(tried, CaptureError) and str(tried) == str(failure):
+                raise tried  # asked in two ways, the module gives one answer
             failure = failure if isinstance(failure, CaptureError) else tried
         if not isinstance(failure, CaptureError):
             break  # it cannot be traced at any size
