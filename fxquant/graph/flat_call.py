@@ -14,6 +14,13 @@ from fxquant.graph.signature import NOTHING, RESULT, Signature
 from fxquant.graph.structure import Skeleton, renamed, taken_apart
 
 
+class AsksForValuesError(Exception):
+    """Forward asks for the value of a tensor; the tracer's error is the cause.
+
+    No RuntimeError: for one of these torch prints the whole graph.
+    """
+
+
 @dataclass
 class Returned:
     """How the tensor nests in what the module returned, and the class around it."""
@@ -38,7 +45,12 @@ class FlatModule(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         args, kwargs = self._signature.call(tensors)
-        output = self.model(*args, **kwargs)
+        try:
+            output = self.model(*args, **kwargs)
+        except RuntimeError as error:
+            if "data-dependent" in str(error):
+                raise AsksForValuesError from error
+            raise
         if dataclasses.is_dataclass(output) and not isinstance(output, type):
             self.returned.output = type(output)
             output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
