@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fxquant.errors import CaptureError
 from fxquant.graph.signature import NOTHING, RESULT, Signature
@@ -19,6 +20,23 @@ class AsksForValuesError(Exception):
 
     No RuntimeError: for one of these torch prints the whole graph.
     """
+
+
+class _DataAsDetached(TorchFunctionMode):
+    """`x.data` is `x.detach()`: the same memory, in a way that the tracer sees. What is assigned to
+    it the tracer would lose."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func == _DATA:
+            return args[0].detach()
+        if func == _SET_DATA:
+            raise AttributeError("it assigns to .data of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -46,7 +64,8 @@ class FlatModule(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         args, kwargs = self._signature.call(tensors)
         try:
-            output = self.model(*args, **kwargs)
+            with _DataAsDetached():
+                output = self.model(*args, **kwargs)
         except RuntimeError as error:
             if "data-dependent" in str(error):
                 raise AsksForValuesError from error

@@ -278,3 +278,34 @@ def test_a_branch_on_values_is_refused_without_printing_the_graph(
     with pytest.raises(CaptureError, match=r"test_capture\.py:\d+ in forward.*data-dependent"):
         capture(Branching().eval(), (torch.randn(2, 4, 8, 8),))
     assert "def forward" not in capfd.readouterr().err
+
+
+class ThroughData(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 1)
+
+    def forward(self, sample: Tensor) -> Tensor:
+        hidden = self.conv(sample)
+        hidden.data[:, 0] = 1
+        sample.data.mul_(2)
+        return hidden + self.conv.weight.data.sum() + sample.mean()
+
+
+def test_writes_through_data_are_seen() -> None:
+    model, sample = ThroughData().eval(), torch.randn(2, 4, 8, 8)
+    found = capture(model, (sample,))
+    expected = model(sample.clone())
+    torch.testing.assert_close(found.graph_module(sample.clone()), expected)
+
+
+class AssignsData(nn.Module):
+    def forward(self, sample: Tensor) -> Tensor:
+        hidden = sample * 2
+        hidden.data = hidden + 1
+        return hidden
+
+
+def test_data_that_is_assigned_is_refused_by_line() -> None:
+    with pytest.raises(CaptureError, match=r"test_capture\.py:\d+ in forward.*\.data.*\n.*copy_"):
+        capture(AssignsData().eval(), (torch.randn(2, 4, 8, 8),))
