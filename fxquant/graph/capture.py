@@ -24,7 +24,7 @@ from torch.fx import GraphModule
 
 from fxquant.errors import CallError, CaptureError
 from fxquant.graph import faithful, free_sizes
-from fxquant.graph.flat_call import FlatModule
+from fxquant.graph.flat_call import AsksForValuesError, FlatModule
 from fxquant.graph.free_sizes import Plan
 from fxquant.graph.guards import asked_by_the_model, traced_limits
 from fxquant.graph.limits import Dimension, Guard
@@ -287,16 +287,18 @@ def _attempt(model: nn.Module, signature: Signature, plan: Plan) -> _Traced | No
 def _export(model: nn.Module, signature: Signature, plan: Plan) -> _Traced:
     wrapper = FlatModule(model, signature)
     with faithful.evaluating(model), asked_by_the_model(), _quiet(), torch.no_grad():
-        exported = torch.export.export(
-            wrapper.eval(), tuple(plan.example), dynamic_shapes=(plan.free,), strict=False
-        )
+        try:
+            exported = torch.export.export(
+                wrapper.eval(), tuple(plan.example), dynamic_shapes=(plan.free,), strict=False
+            )
+        except AsksForValuesError as error:
+            raise error.__cause__ or error from None
     return _Traced(plan, wrapper, exported)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch notes which sizes became constants, and prints the graph up to a branch that it cannot
-    take; what of it concerns a user, we say.
+    """torch notes which sizes became constants; what of it concerns a user, we say.
 
     Its warnings are of how its own layers look while they are traced: a GRU assigns its weights,
     a convolution of an even kernel pads one side more. They are no errors, whatever filter is set;

@@ -8,10 +8,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fxquant.errors import CaptureError
 from fxquant.graph.signature import NOTHING, RESULT, Signature
 from fxquant.graph.structure import Skeleton, renamed, taken_apart
+
+
+class AsksForValuesError(Exception):
+    """Forward asks for the value of a tensor; the tracer's error is the cause.
+
+    No RuntimeError: for one of these torch prints the whole graph.
+    """
+
+
+class _DataAsDetached(TorchFunctionMode):
+    """`x.data` is `x.detach()`: the same memory, in a way that the tracer sees. What is assigned to
+    it the tracer would lose."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func == _DATA:
+            return args[0].detach()
+        if func == _SET_DATA:
+            raise AttributeError("it assigns to .data of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -38,7 +63,13 @@ class FlatModule(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         args, kwargs = self._signature.call(tensors)
-        output = self.model(*args, **kwargs)
+        try:
+            with _DataAsDetached():
+                output = self.model(*args, **kwargs)
+        except RuntimeError as error:
+            if "data-dependent" in str(error):
+                raise AsksForValuesError from error
+            raise
         if dataclasses.is_dataclass(output) and not isinstance(output, type):
             self.returned.output = type(output)
             output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}

@@ -28,6 +28,7 @@ _OPERATOR = (
     "That operator cannot be traced without values: it has no fake kernel "
     "(torch.library.register_fake gives it one). Compile the submodule without it"
 )
+_DATA = "Write into the tensor instead, with copy_()"
 _OTHER = (
     "A module is captured whole, without running Python when it serves. Compile the submodule that "
     "can be traced"
@@ -35,6 +36,7 @@ _OTHER = (
 # Parts of the error's class and message, and the advice; the first that fits is given.
 _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("datadependent", "data-dependent", "unbacked", "_local_scalar_dense"), _VALUES),
+    (("assigns to .data",), _DATA),
     ((".numpy()", "numpy", "tensor subclasses"), _NUMPY),
     (("unsupportedoperator", "notimplemented", "fake kernel", "fake impl"), _OPERATOR),
     (("typeerror", "attributeerror", "scalar type", "same dtype", "expected tensor"), _KIND),

@@ -5,16 +5,18 @@ OTHER, DTYPE) and raises a `Finding` where the law does not hold.
 
 What "near" means. The right result of a quantised model is not the float model's: how far they may
 be apart depends on the module. So the *module itself* is run once more with noise of the size of
-8 bit rounding on both operands of every product (`tests/fuzz/noise.py`), and the compiled model may
-be 0.05 plus four times as far from the float model as that. (Of modules compiled rightly the error
-was 1.2 to 3.8 times that noise, and up to 0.03 more where a few calls of few values had taught it
-ranges that later calls exceed.) A plain module is allowed a rel of about 0.1; what goes wrong when
-a write is lost, a position rounded or a constant frozen is almost always 0.3 and more.
+8 bit rounding on both operands of every product (`tests/fuzz/noise.py`), clipped to the ranges of
+the calibration calls, and the compiled model may be 0.05 plus four times as far from the float
+model as that. At the calibrated size the calls served are ones that it was calibrated with: one
+sample of five tokens teaches ranges that the next exceeds by half. (Of modules compiled rightly the
+error was 1.2 to 3.8 times that noise.) A plain module is allowed a rel of about 0.1; what goes
+wrong when a write is lost, a position rounded or a constant frozen is almost always 0.3 and more.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import linecache
 import logging
 import math
@@ -33,7 +35,7 @@ from torch.utils import _pytree as pytree
 import fxquant
 from fxquant.errors import ArtifactError, CallError, FxquantError
 from fxquant.passes.pipelines import PREPARE
-from tests.fuzz.noise import noisy
+from tests.fuzz.noise import Range, noisy, ranges_of
 from tests.toy import relative_error
 
 FILE = "fuzzed.py"
@@ -41,7 +43,7 @@ INTERNAL = ("an error in fxquant", "bug in the pass", "AssertionError", "interna
 UNSAVED = ("aten.lstm.",)  # its kernels crash on weights of other shapes, which a file might name
 GRAPH_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 BASE, SLACK = 0.05, 4.0
-CALLS = 12  # to calibrate on: with few, of few values, later ones exceed the ranges
+CALLS = 12  # to calibrate on, and to serve; those of the other size come after them
 
 
 class Finding(Exception):  # noqa: N818 - what the fuzzer is after
@@ -87,6 +89,12 @@ class Case:
     sizes: dict[str, int]
     other: dict[str, int]
     dtype: torch.dtype
+
+    @functools.cached_property
+    def ranges(self) -> dict[str, Range]:
+        """Of what is multiplied in the calibration calls."""
+        calls = [self.call(self.sizes, seed) for seed in range(CALLS)]
+        return ranges_of([_again(self, call) for call in calls])
 
     @property
     def in_tuple(self) -> bool:
@@ -268,7 +276,7 @@ def _check_graph(case: Case, compiled: Compiled, outcome: Outcome) -> None:
     """The prepared float graph equals the module, at both sizes, to float rounding."""
     for name, sizes in (("calibrated", case.sizes), ("other", case.other)):
         try:
-            call, wanted = expected(case, sizes, 20)
+            call, wanted = expected(case, sizes, 2 * CALLS)
             result = compiled.float_run(call)
         except Invalid:
             continue
@@ -301,7 +309,7 @@ def _check_served(
         if outcome.other_refused and name == "other":
             continue
         try:
-            call, wanted = expected(case, sizes, 40 + number)
+            call, wanted = expected(case, sizes, number % CALLS + CALLS * (name == "other"))
         except Invalid:
             continue
         where = f"{stage}, call {number} ({name} size)"
@@ -321,11 +329,15 @@ def _check_served(
             raise Finding(where, f"gives {got}, not {wanted.dtype}{list(wanted.shape)}")
         error = _rel(result, wanted)
         if not error <= BASE:
-            noise = noisy(lambda c=call: only_tensor(run(copy.deepcopy(case.model), c)), wanted)
+            noise = noisy(_again(case, call), wanted, case.ranges)
             if not error <= BASE + SLACK * noise:
                 raise Finding(where, f"rel {error:.2g}, allowed {BASE + SLACK * noise:.2g}")
             outcome.noise = max(outcome.noise, noise)
         outcome.worst = max(outcome.worst, error)
+
+
+def _again(case: Case, call: dict[str, Any]) -> Callable[[], Tensor]:
+    return lambda: only_tensor(run(copy.deepcopy(case.model), call))
 
 
 def _write_in_place(compiled: nn.Module) -> None:

@@ -260,3 +260,52 @@ def test_published_widths_are_captured_without_weights(name: str, parameters: in
     assert sum(w.numel() for w in weights) == parameters
     assert {w.device.type for w in weights} == {"meta"}
     assert [len(s) for s in sizes(found)][:3] == [3, 1, 2]
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 1)
+
+    def forward(self, sample: Tensor) -> Tensor:
+        hidden = self.conv(sample)
+        return hidden if hidden.mean() > 0 else -hidden
+
+
+def test_a_branch_on_values_is_refused_without_printing_the_graph(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(CaptureError, match=r"test_capture\.py:\d+ in forward.*data-dependent"):
+        capture(Branching().eval(), (torch.randn(2, 4, 8, 8),))
+    assert "def forward" not in capfd.readouterr().err
+
+
+class ThroughData(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 1)
+
+    def forward(self, sample: Tensor) -> Tensor:
+        hidden = self.conv(sample)
+        hidden.data[:, 0] = 1
+        sample.data.mul_(2)
+        return hidden + self.conv.weight.data.sum() + sample.mean()
+
+
+def test_writes_through_data_are_seen() -> None:
+    model, sample = ThroughData().eval(), torch.randn(2, 4, 8, 8)
+    found = capture(model, (sample,))
+    expected = model(sample.clone())
+    torch.testing.assert_close(found.graph_module(sample.clone()), expected)
+
+
+class AssignsData(nn.Module):
+    def forward(self, sample: Tensor) -> Tensor:
+        hidden = sample * 2
+        hidden.data = hidden + 1
+        return hidden
+
+
+def test_data_that_is_assigned_is_refused_by_line() -> None:
+    with pytest.raises(CaptureError, match=r"test_capture\.py:\d+ in forward.*\.data.*\n.*copy_"):
+        capture(AssignsData().eval(), (torch.randn(2, 4, 8, 8),))
