@@ -20,7 +20,7 @@ import fxquant
 from fxquant.errors import CallError, FxquantError, InvariantError, PassError
 from tests.zoo.case import FAILS, ONE_SIZE, REFUSED, WORKS, Case, Scene, Size, leaves
 
-TIMESTEPS = (900.0, 500.0, 100.0)  # of the calibration calls
+TIMESTEPS = (900.0, 500.0, 100.0, 800.0, 600.0, 400.0, 200.0, 0.0)  # of the calibration calls
 SERVED = 700.0
 CALLS = 4  # a program records its first calls and replays the later ones
 SAME = 1e-3  # a loaded model may be packed differently, and round elsewhere
