@@ -24,7 +24,7 @@ TIMESTEPS = (900.0, 500.0, 100.0)  # of the calibration calls
 SERVED = 700.0
 CALLS = 4  # a program records its first calls and replays the later ones
 SAME = 1e-3  # a loaded model may be packed differently, and round elsewhere
-PATIENCE = 240  # seconds for a case
+PATIENCE = 240  # seconds of computing for a case
 CALIBRATING = "insert_observers"  # the last pass before the calibration calls run
 INTERNAL = ("bug in", "please report")
 
@@ -70,7 +70,7 @@ class SlowError(BaseException):
 def judge(case: Case, recipe: str = "w8a8-fast") -> Verdict:
     """Try everything that the table tells about a case; never raises."""
     verdict = Verdict(case.name, case.kind, note=case.note)
-    started = time.perf_counter()
+    started = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -83,7 +83,7 @@ def judge(case: Case, recipe: str = "w8a8-fast") -> Verdict:
         except Exception as error:  # noqa: BLE001 - a raw traceback is a verdict
             verdict.outcome, verdict.why = FAILS, _said(error)
             verdict.where = _frames(error)
-    verdict.seconds = round(time.perf_counter() - started, 1)
+    verdict.seconds = round(time.process_time() - started, 1)
     return verdict
 
 
@@ -237,13 +237,13 @@ def _limited(seconds: int) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise SlowError
 
-    old: Callable[..., object] | int | None = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    old: Callable[..., object] | int | None = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # the machine may have other things to do
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, old)
 
 
 def quiet() -> None:
