@@ -6,6 +6,7 @@ which sizes go together. Heights and widths that a UNet halves at every level ar
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,8 @@ def with_fixed_sides(plan: Plan) -> Plan:
 
 def have_one_size(environment: Any, values: Sequence[Tensor]) -> bool:
     """Did the tracer find that what is made of heights and widths has one value? Learned positions
-    do that: height times width is then a number, though neither of them is."""
+    do that: height times width is then a number, though neither of them is. `h // (h // 2) == 2`
+    does not: it says that h is even."""
     images = [value for value in values if value.ndim >= _IMAGE]
     sides: list[Any] = [side for value in images for side in value.shape[-2:]]
     symbols = {s for side in sides if isinstance(side, torch.SymInt) for s in _symbols(side)}
@@ -120,7 +122,9 @@ def have_one_size(environment: Any, values: Sequence[Tensor]) -> bool:
         made, value = (environment.replace(side) for side in equation.args)
         is_made_of_sides = made.free_symbols and made.free_symbols <= symbols
         is_remainder = made.has(Mod, PythonMod)
-        if is_made_of_sides and not is_remainder and value.is_number and value > 0:
+        if not is_made_of_sides or is_remainder or not value.is_number or value <= 0:
+            continue
+        if not any(_holds_everywhere(equation.func(made, value), step) for step in (1, *_STEPS)):
             return True
     return False
 
@@ -171,9 +175,26 @@ def _holds(equation: Any, step: int) -> bool:
     """Is it true for all small multiples of the step?"""
     symbols = sorted(equation.free_symbols, key=str)
     return all(
-        equation.subs(dict.fromkeys(symbols, sympy.Integer(step * k))) == sympy.true
-        for k in range(1, 10)
+        _is_true(equation, dict.fromkeys(symbols, sympy.Integer(step * k))) for k in range(1, 10)
     )
+
+
+def _holds_everywhere(equation: Any, step: int) -> bool:
+    """Is it true for all small multiples of the step, whichever symbol has which?"""
+    symbols = sorted(equation.free_symbols, key=str)
+    sizes = [sympy.Integer(step * k) for k in range(1, 6)]
+    return all(
+        _is_true(equation, dict(zip(symbols, values, strict=True)))
+        for values in itertools.product(sizes, repeat=len(symbols))
+    )
+
+
+def _is_true(equation: Any, values: dict[Any, Any]) -> bool:
+    """Not where it has no value: one halved is nothing to divide by."""
+    try:
+        return bool(equation.subs(values) == sympy.true)
+    except ZeroDivisionError:
+        return False
 
 
 def _level_step(model: nn.Module, sample: Tensor) -> int:

@@ -48,6 +48,16 @@ class Odd(nn.Module):
         return nn.functional.pad(x, (0, 1)) if x.shape[-1] % 2 else x * 2
 
 
+class Unpatched(nn.Module):
+    """Takes patches of 2x2 apart and puts them together, with halves of the sides throughout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        rows = x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        rows = nn.functional.silu(rows.flatten(1, 2)).view(b, h // 2, w // 2, c, 2, 2)
+        return rows.permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+
+
 def image(side: int, batch: int = 2) -> Tensor:
     return torch.randn(batch, 4, side, side)
 
@@ -78,6 +88,13 @@ def test_sizes_that_follow_each_other_stay_free(caplog: pytest.LogCaptureFixture
 def test_a_remainder_is_no_size(caplog: pytest.LogCaptureFixture) -> None:
     graph, x = capture(Odd(), (image(9),)).graph_module, image(11)
     torch.testing.assert_close(graph(x), Odd()(x))
+    assert not caplog.text
+
+
+def test_even_sides_are_not_one_size(caplog: pytest.LogCaptureFixture) -> None:
+    captured, x = capture(Unpatched(), (image(8),)), torch.randn(3, 4, 12, 6)
+    torch.testing.assert_close(captured.graph_module(x), Unpatched()(x))
+    assert captured.signature.limits.shapes == (("B", 4, "2*h", "2*w"),)
     assert not caplog.text
 
 
