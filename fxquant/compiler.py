@@ -35,6 +35,7 @@ from fxquant.graph.faithful import Comparison, same_draws
 from fxquant.graph.faithful import error as error_of
 from fxquant.graph.finite import check_finite
 from fxquant.graph.options import Options
+from fxquant.graph.results import Result
 from fxquant.graph.runner import Record
 from fxquant.graph.signature import Signature
 from fxquant.graph.specialise import device_of
@@ -159,7 +160,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
             bound, sizes, recipe.name, slow, clock.seconds, units, notes, unsaved=origin.problem
         ),
         config=getattr(model, "config", None),
-        output=quantised.output or output_class(type(model)),
+        output=quantised.output or output_class(original, signature),
         origin=origin,
         face=face_of(model),
     )
@@ -169,7 +170,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     return compiled
 
 
-def _tried(model: QuantizedModel, call: Sequence[Tensor], expected: Tensor) -> Summary:
+def _tried(model: QuantizedModel, call: Sequence[Tensor], expected: Result) -> Summary:
     """The summary with the error that the model really has, on the first calibration call."""
     with same_draws():
         result = model.run([tensor.to(model.device) for tensor in call])
@@ -231,7 +232,7 @@ def load(
         recipe=saved.recipe,
         summary=summarise(bound, saved.bytes_before, saved.recipe.name, slow, clock.seconds),
         config=saved.config,
-        output=output_class(original) if original else output_for(saved.signature),
+        output=output_class(original, saved.signature) if original else output_for(saved.signature),
         origin=saved.origin,
         owned=True,
     )
@@ -281,9 +282,9 @@ class FakeQuantised:
     table: ActivationTable
     signature: Signature
     output: type[Any] | None = None
-    expected: Tensor | None = None
+    expected: Result | None = None
 
-    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor]) -> Result:
         """Run it; every sample uses the row of its own timestep."""
         index = self.signature.timestep_index
         rows = self.table.row(0) if index is None else self.table.rows(tensors[index])

@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 from fxquant.errors import PassError
 from fxquant.evaluate.metrics import relative_l2
 from fxquant.graph.nodes import attribute, note
+from fxquant.graph.results import joined
 from fxquant.graph.runner import Record
 from fxquant.logs import progress
 from fxquant.quant.fake_quant import fake_quantize, fake_quantize_weight
@@ -63,7 +64,7 @@ def _output(
 ) -> Tensor:
     try:
         with torch.no_grad():
-            return record.graph(*tensors, *_extra(record.graph, tensors, table, group))
+            return joined(record.graph(*tensors, *_extra(record.graph, tensors, table, group)))
     except Exception as error:
         raise PassError(
             f"the graph that {record.name} left does not run: {type(error).__name__}: {error}. "

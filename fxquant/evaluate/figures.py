@@ -37,6 +37,8 @@ from fxquant.evaluate.metrics import (
     spatial_frechet_distance,
 )
 from fxquant.evaluate.ssim import mean_ssim
+from fxquant.graph.flat_call import tensors_in
+from fxquant.graph.results import joined, result_of
 from fxquant.logs import progress
 
 FEATURE = "penultimate layer of the bundled digits classifier, 64 numbers"
@@ -233,10 +235,9 @@ def call_figures(
 
 
 def output(model: nn.Module, call: Mapping[str, Any]) -> Tensor:
-    """The tensor that a model returns for a call, in whatever it is wrapped."""
+    """The tensor that a model returns for a call, in whatever it is wrapped; several, joined."""
     with torch.no_grad():
-        result = model(**call)
-    return result if isinstance(result, Tensor) else result[0]
+        return joined(result_of(tensors_in(model(**call))[1]))
 
 
 def _call_figures(call: Mapping[str, Any], made: Tensor, exact: Tensor) -> CallFigures:

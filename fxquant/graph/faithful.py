@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxquant.errors import CaptureError
+from fxquant.graph.flat_call import tensors_in
 from fxquant.graph.limits import Guard, Limits
+from fxquant.graph.results import Result, parts, result_of
 from fxquant.graph.signature import Signature
 from fxquant.graph.specialise import device_of
 from fxquant.graph.state import kept, place_of_forward
-from fxquant.graph.structure import taken_apart
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class UnfaithfulError(CaptureError):
     """A graph computes something else than its module."""
 
 
-def run_model(model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -> Tensor:
+def run_model(model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -> Result:
     """The module's own result, in eval mode, for flat tensors; copies, into which it may write.
 
     Random numbers come from the state that `same_draws` sets.
@@ -43,16 +44,16 @@ def run_model(model: nn.Module, signature: Signature, tensors: Sequence[Tensor])
     args, kwargs = signature.call([tensor.clone() for tensor in tensors])
     with evaluating(model), torch.no_grad(), same_draws():
         output = model(*args, **kwargs)
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
-    _, leaves = taken_apart("result", output)
-    found = [value for value in leaves.values() if isinstance(value, Tensor)]
-    assert len(found) == 1  # capture saw to that
-    return found[0]
+    return result_of(tensors_in(output)[1])
 
 
-def error(result: Tensor, expected: Tensor) -> float:
-    """Relative L2 error; values that are not finite count where they differ."""
+def error(result: Result, expected: Result) -> float:
+    """Relative L2 error, the largest of several tensors'."""
+    return max(map(_error, parts(result), parts(expected)))
+
+
+def _error(result: Tensor, expected: Tensor) -> float:
+    """Values that are not finite count where they differ."""
     a, b = result.detach().double(), expected.detach().double()
     if a.shape != b.shape:
         return float("inf")
@@ -63,18 +64,21 @@ def error(result: Tensor, expected: Tensor) -> float:
     return float(torch.nan_to_num(ratio, nan=math.inf, posinf=math.inf))
 
 
-def agrees(result: Tensor, expected: Tensor) -> bool:
+def agrees(result: Result, expected: Result) -> bool:
     """Equal, up to the rounding of floats."""
-    return error(result, expected) <= _TOLERANCE.get(expected.dtype, _COARSE)
+    return all(
+        _error(a, b) <= _TOLERANCE.get(b.dtype, _COARSE)
+        for a, b in zip(parts(result), parts(expected), strict=True)
+    )
 
 
 def check(
     model: nn.Module,
     signature: Signature,
     tensors: Sequence[Tensor],
-    result: Callable[[], Tensor],
+    result: Callable[[], Result],
     graph: GraphModule,
-) -> Tensor:
+) -> Result:
     """The module's result for a call, with which the graph's agrees.
 
     Args:
@@ -108,7 +112,7 @@ def check(
 
 def _first_result(
     model: nn.Module, signature: Signature, tensors: Sequence[Tensor]
-) -> tuple[Tensor, list[str]]:
+) -> tuple[Result, list[str]]:
     """What a first call gives, and what of the model it set; such state may not matter.
 
     Raises UnfaithfulError if it does: if a second call gives something else.
@@ -175,12 +179,12 @@ class Comparison:
 
     def __init__(self, model: nn.Module, signature: Signature, floats: GraphModule):
         self.signature = signature
-        self.expected: Tensor | None = None
+        self.expected: Result | None = None
         self._model, self._floats = model, floats
         self._seen: set[tuple[torch.Size, ...]] = set()
         self._calls = 0
 
-    def __call__(self, tensors: Sequence[Tensor], run: Callable[[], Tensor]) -> None:
+    def __call__(self, tensors: Sequence[Tensor], run: Callable[[], Result]) -> None:
         """See one call.
 
         Args:
@@ -202,7 +206,7 @@ class Comparison:
             self.expected = expected
             self._try_one_sample(given, expected)
 
-    def _try_one_sample(self, tensors: Sequence[Tensor], expected: Tensor) -> None:
+    def _try_one_sample(self, tensors: Sequence[Tensor], expected: Result) -> None:
         limits = self.signature.limits
         batch = limits.shapes[0][0] if limits.shapes else 1
         if not isinstance(batch, str) or tensors[0].shape[0] == 1:

@@ -1,16 +1,16 @@
-"""A module as torch.export traces it: from flat tensors to the one tensor that it returns."""
+"""A module as torch.export traces it: from flat tensors to those that it returns."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fxquant.errors import CaptureError
+from fxquant.errors import CallError, CaptureError
+from fxquant.graph.results import Result, result_of
 from fxquant.graph.signature import NOTHING, RESULT, Signature
 from fxquant.graph.structure import Skeleton, renamed, taken_apart
 
@@ -41,14 +41,14 @@ _DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # type: ignore[attr
 
 @dataclass
 class Returned:
-    """How the tensor nests in what the module returned, and the class around it."""
+    """How the tensors nest in what the module returned, and the class around it."""
 
     result: Skeleton | str = RESULT
     output: type[Any] | None = None
 
 
 class FlatModule(nn.Module):
-    """forward(*flat tensors) -> the only tensor that the wrapped module returns.
+    """forward(*flat tensors) -> the tensor that the wrapped module returns, or a tuple of them.
 
     Attributes:
         returned: filled in by forward. An object of its own: export takes back what a module's
@@ -61,7 +61,7 @@ class FlatModule(nn.Module):
         self._signature = signature
         self.returned = Returned()
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> Result:
         args, kwargs = self._signature.call(tensors)
         try:
             with _DataAsDetached():
@@ -70,21 +70,40 @@ class FlatModule(nn.Module):
             if "data-dependent" in str(error):
                 raise AsksForValuesError from error
             raise
-        if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        if _is_record(output):
             self.returned.output = type(output)
-            output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+        self.returned.result, tensors_returned = tensors_in(output)
+        return result_of(tensors_returned)
+
+
+def tensors_in(output: Any) -> tuple[Skeleton | str, list[Tensor]]:
+    """How tensors nest in what forward returns, and the tensors. A single one is called RESULT.
+
+    Raises:
+        CaptureError: there is no tensor, or something else than tensors and None.
+    """
+    if _is_record(output):
+        output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+    try:
         skeleton, leaves = taken_apart(RESULT, output)
-        names = {n: NOTHING if value is None else RESULT for n, value in leaves.items()}
-        self.returned.result = renamed(skeleton, names)
-        return _only_tensor(output, leaves)
+    except CallError:
+        raise CaptureError(_returns(output, "what is neither a tensor nor None")) from None
+    values = {n: value for n, value in leaves.items() if value is not None}
+    other = next((v for v in values.values() if not isinstance(v, Tensor)), None)
+    if other is not None or not values:
+        raise CaptureError(_returns(output, "no tensor" if other is None else repr(other)))
+    single = len(values) == 1
+    names = {n: NOTHING if n not in values else RESULT if single else n for n in leaves}
+    return renamed(skeleton, names), list(values.values())
 
 
-def _only_tensor(output: Any, leaves: Mapping[str, Any]) -> Tensor:
-    values = [value for value in leaves.values() if value is not None]
-    if len(values) == 1 and isinstance(values[0], Tensor):
-        return values[0]
-    raise CaptureError(
-        f"forward returns a {type(output).__name__} of {len(values)} values; a denoiser returns "
-        "one tensor, alone or in a tuple. Wrap the module in one whose forward returns the tensor "
-        "you need."
+def _is_record(output: Any) -> bool:
+    return dataclasses.is_dataclass(output) and not isinstance(output, type)
+
+
+def _returns(output: Any, what: str) -> str:
+    return (
+        f"forward returns a {type(output).__name__} with {what} in it; a compiled model returns "
+        "tensors and None, alone or in dicts, lists and tuples. Wrap the module in one whose "
+        "forward returns the tensors you need."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fxquant.graph.nodes import write_note
 from fxquant.graph.regions import inline_regions
+from fxquant.graph.results import result_of
 from fxquant.graph.signature import TIMESTEP, Signature
 
 _PREFIX = "model"
@@ -32,7 +34,7 @@ def plain_graph(
             name = next(placeholders)
             copy = _input(graph, TIMESTEP if name == signature.timestep else _other(name))
         elif node.op == "output":
-            graph.output(copies[_first_tensor(node)])
+            graph.output(result_of([copies[n] for n in _returned(node.args[0])]))
             break
         elif node.op == "get_attr":
             target = str(node.target).removeprefix(_PREFIX + ".")
@@ -68,12 +70,13 @@ def _free(name: str) -> str:
     return f"{name}_1" if name in _INPUTS_OF_PASSES else name
 
 
-def _first_tensor(output: Node) -> Node:
-    value = output.args[0]
-    while isinstance(value, (tuple, list)):
-        value = value[0]
-    assert isinstance(value, Node)
-    return value
+def _returned(value: Any) -> Iterator[Node]:
+    """The nodes in an output's argument."""
+    if isinstance(value, Node):
+        yield value
+    else:
+        for item in value:
+            yield from _returned(item)
 
 
 def _attribute(module: nn.Module, target: str) -> Any:

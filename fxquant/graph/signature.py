@@ -22,13 +22,14 @@ from torch import Tensor
 
 from fxquant.errors import CallError
 from fxquant.graph.limits import Limits
-from fxquant.graph.structure import CONSTANTS, FlatCall, Skeleton, put_together
+from fxquant.graph.results import Result, parts
+from fxquant.graph.structure import CONSTANTS, FlatCall, Skeleton, names_in, put_together
 
 TIMESTEP = "timestep"
 TIMESTEPS = (TIMESTEP, "timesteps", "t", "time", "timestep_ratio", "sigma", "sigmas", "r")
 TOKENS = ("encoder_hidden_states", "encoder_attention_mask")  # dimension 1 is the prompt length
 RETURN_DICT = "return_dict"
-RESULT, NOTHING = "result", "nothing"  # leaves of what forward returns: the tensor, and None
+RESULT, NOTHING = "result", "nothing"  # leaves of what forward returns: a lone tensor, and None
 _SMALL = 2  # dimensions: sizes, ids and embeddings keep the precision that they are given in
 
 
@@ -53,7 +54,7 @@ class Signature:
         constants: the leaves that are no tensors, by name, as in the first call.
         defaults: forward's own numbers and strings, for parameters that a call may leave out.
         timestep: name of the input that is the timestep, None without one.
-        result: how the one tensor, RESULT, nests in what forward returns.
+        result: how the tensors nest in what forward returns; a lone one is called RESULT.
         limits: the sizes that the graph takes; any before it is captured.
         forms: rank and dtype that the first call's timestep can be given to the model in; the
             usual form first.
@@ -129,9 +130,11 @@ class Signature:
         given: dict[str, Any] = put_together(self.arguments, leaves)
         return given
 
-    def returned(self, result: Tensor) -> Any:
-        """What forward returns around its tensor, without the class that it may have."""
-        return put_together(self.result, {RESULT: result, NOTHING: None})
+    def returned(self, result: Result) -> Any:
+        """What forward returns around its tensors, without the class that it may have."""
+        names = [name for name in names_in(self.result) if name != NOTHING]
+        leaves = dict(zip(names, parts(result), strict=True))
+        return put_together(self.result, {**leaves, NOTHING: None})
 
     def return_dict(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """What a call says of it; True where it says nothing, as diffusers' models have it."""

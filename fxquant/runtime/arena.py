@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -53,11 +54,11 @@ class Arena:
         """Bytes in blocks that some tensor still holds."""
         return self.size - sum(size for _, size in self._free)
 
-    def taken_by(self, tensor: Tensor) -> int:
-        """Those that this tensor holds."""
-        if tensor.layout != torch.strided or not self._holds(tensor.data_ptr()):
-            return 0
-        return _aligned(tensor.untyped_storage().nbytes())
+    def taken_by(self, tensors: Iterable[Tensor]) -> int:
+        """Those that these tensors hold."""
+        here = (t for t in tensors if t.layout == torch.strided and self._holds(t.data_ptr()))
+        storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in here)}
+        return sum(map(_aligned, storages.values()))
 
     def _holds(self, address: int) -> bool:
         return any(0 <= address - chunk.data_ptr() < chunk.numel() for chunk in self._chunks)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fxquant.graph.results import Result, mapped
 from fxquant.runtime.program import Program, State
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ _WARM_UP = 2  # runs before a capture: libraries open, weights are prepared, tor
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
-    output: Tensor
+    output: Result
     done: torch.cuda.Event
     state: State
 
@@ -50,7 +51,7 @@ class CapturedSteps:
         self._lock = threading.Lock()  # a graph has one set of inputs and outputs
         self._noticed = False
 
-    def __call__(self, *tensors: Tensor) -> Tensor:
+    def __call__(self, *tensors: Tensor) -> Result:
         """``program(*tensors)``, in a tensor of its own."""
         # What is kept must be writable by later calls, inference mode or not.
         with self._lock, torch.cuda.device(tensors[0].device), torch.inference_mode(False):
@@ -62,7 +63,7 @@ class CapturedSteps:
                 for kept, given in zip(captured.inputs, tensors, strict=True):
                     kept.copy_(given)
                 captured.graph.replay()
-                result = captured.output.clone()
+                result = mapped(Tensor.clone, captured.output)
             captured.done.record(stream)
             return result
 

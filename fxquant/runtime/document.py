@@ -9,7 +9,7 @@ loaded.
     inputs    [{name, dtype, shape, notes}, ...]    shape: ["B", 4, "8*h", "8*w"]
     tensors   {target: {dtype, stored, shape, parameter}, ...}
     nodes     [{name, op, args, kwargs, notes}, ...]
-    output    name of a node
+    outputs   names of the nodes that are returned
 
 Arguments: see fxquant.runtime.vocabulary; operators: fxquant.runtime.operators. `dtype` is what the
 graph computes with, `stored` what the file holds: float weights are stored as they run.
@@ -33,6 +33,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fxquant.errors import ArtifactError
 from fxquant.graph.nodes import attribute, refresh
+from fxquant.graph.results import parts, result_of
 from fxquant.runtime import operators, vocabulary
 from fxquant.runtime.checks import check_call
 from fxquant.runtime.fields import WHOLE, Field, shown
@@ -73,7 +74,7 @@ def to_document(lowered: GraphModule, bound: GraphModule) -> Document:
         "inputs": [_input(n, shape) for n, shape in zip(inputs, sizes.shapes, strict=True)],
         "tensors": {target: _tensor(lowered, bound, target) for target in _targets(lowered)},
         "nodes": [_node(n) for n in calls],
-        "output": output.args[0].name,
+        "outputs": [node.name for node in parts(output.args[0])],
     }
 
 
@@ -90,7 +91,7 @@ def to_bytes(document: Document) -> bytes:
         "inputs": _lines("[]", [compact(i) for i in document["inputs"]]),
         "tensors": _lines("{}", tensors),
         "nodes": _lines("[]", [compact(n) for n in document["nodes"]]),
-        "output": compact(document["output"]),
+        "outputs": compact(document["outputs"]),
     }
     return ("{" + ",\n".join(f'"{k}":{v}' for k, v in parts.items()) + "}\n").encode()
 
@@ -143,7 +144,7 @@ class Blueprint:
     """
 
     def __init__(self, document: Field):
-        fields = document.record(("symbols", "facts", "inputs", "tensors", "nodes", "output"))
+        fields = document.record(("symbols", "facts", "inputs", "tensors", "nodes", "outputs"))
         self._symbols = Symbols(fields["symbols"], fields["facts"])
         # What has no fake kernel would run the real one, with memory for all its arguments.
         self._mode = FakeTensorMode(
@@ -160,7 +161,7 @@ class Blueprint:
         self._read_inputs(fields["inputs"])
         for field in fields["nodes"].items(_MOST_NODES):
             self._read_node(field)
-        self._read_output(fields["output"])
+        self._read_outputs(fields["outputs"])
         self._propagate()
 
     @property
@@ -168,6 +169,11 @@ class Blueprint:
         """Name and rank of the inputs that calls give."""
         nodes = placeholders(self._scaffold)[:-1]
         return [(n.name, n.meta["val"].ndim) for n in nodes]
+
+    @property
+    def outputs(self) -> int:
+        """How many tensors it returns."""
+        return len(parts(next(iter(reversed(self.graph.nodes))).args[0]))
 
     @property
     def examples(self) -> list[Tensor]:
@@ -279,14 +285,19 @@ class Blueprint:
             self._constants[name] = node
         return self._constants[name]
 
-    def _read_output(self, field: Field) -> None:
-        name = field.text()
+    def _read_outputs(self, field: Field) -> None:
         unused = [name for name in self.tensors if name not in self._constants]
         if unused:
             self._table[unused[0]].fail("is used by no node")
-        if name not in self._nodes:
-            field.fail(f"no node is called {name[:60]!r}")
-        self.graph.output(self._nodes[name])
+        returned = []
+        for item in field.items():
+            name = item.text()
+            if name not in self._nodes:
+                item.fail(f"no node is called {name[:60]!r}")
+            returned.append(self._nodes[name])
+        if not returned:
+            field.fail("names no node")
+        self.graph.output(result_of(returned))
 
     def _propagate(self) -> None:
         """Give every node its example value."""
@@ -308,8 +319,9 @@ class Blueprint:
                     f"{type(error).__name__}: {reason}"
                 ) from error
         output = next(iter(reversed(self.graph.nodes)))
-        if not isinstance(output.args[0].meta["val"], Tensor):
-            raise ArtifactError(f"{field.file}: output: %{output.args[0].name} is no tensor")
+        for node in output.all_input_nodes:
+            if not isinstance(node.meta["val"], Tensor):
+                raise ArtifactError(f"{field.file}: outputs: %{node.name} is no tensor")
 
 
 def from_document(document: Field, tensors: Mapping[str, Tensor]) -> GraphModule:

@@ -248,8 +248,9 @@ def _read_signature(field: Field, blueprint: Blueprint) -> Signature:
     if isinstance(arguments, str) or arguments.kind != "dict":
         entry["arguments"].fail("is no dict of arguments")
     result = _read_skeleton(entry["result"])
-    if sorted({*names_in(result)} - {NOTHING}) != [RESULT]:
-        entry["result"].fail("does not hold one tensor")
+    returned = [name for name in names_in(result) if name != NOTHING]
+    if len(returned) != blueprint.outputs or len({*returned}) != len(returned):
+        entry["result"].fail("does not hold what the graph returns")
     return Signature(
         parameters=tuple(p.text(_PARAMETER) for p in entry["parameters"].items(256)),
         inputs=inputs,

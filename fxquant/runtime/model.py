@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 
 from fxquant.calibration.calls import check_values
 from fxquant.errors import ArtifactError, BackendError, CallError, FaceError
+from fxquant.graph.results import Result, mapped, parts
 from fxquant.graph.signature import Signature
 from fxquant.quant.table import ActivationTable, nearest
 from fxquant.recipe import Recipe
@@ -42,7 +43,7 @@ class _Served(NamedTuple):
     """A graph's program and what calls it: replaced as one, since other threads may be serving."""
 
     program: Program
-    steps: Callable[..., Tensor]
+    steps: Callable[..., Result]
 
 
 class QuantizedModel(nn.Module):
@@ -207,16 +208,17 @@ class QuantizedModel(nn.Module):
         )
         return self._returned(result, self.signature.return_dict(args, kwargs))
 
-    def _returned(self, result: Tensor, return_dict: bool) -> Any:
-        """What the original returns around its tensor."""
+    def _returned(self, result: Result, return_dict: bool) -> Any:
+        """What the original returns around its tensors."""
         returned = self.signature.returned(result)
         if self._output is None:
             return returned
         if self.signature.takes_return_dict:
-            return self._output(result) if return_dict else returned
+            fields = returned if isinstance(returned, tuple) else (returned,)
+            return self._output(*fields) if return_dict else returned
         return self._output(**returned)
 
-    def run(self, tensors: Sequence[Tensor], alike: bool = False) -> Tensor:
+    def run(self, tensors: Sequence[Tensor], alike: bool = False) -> Result:
         """The graph on flat tensors; samples whose timesteps use different rows run apart.
 
         Args:
@@ -231,15 +233,16 @@ class QuantizedModel(nn.Module):
         if alike:
             return self._step(tensors, self.table.rows(tensors[index].reshape(-1)[:1])[0])
         groups = self.table.group(tensors[index].reshape(-1))
-        result: Tensor | None = None
+        result: Result | None = None
         for group in groups.unique().tolist():
             chosen = groups == group
             if bool(chosen.all()):
                 return self._step(tensors, self.table.row(group))
             part = self._step(self._samples(tensors, chosen), self.table.row(group))
             if result is None:
-                result = part.new_empty(groups.shape[0], *part.shape[1:])
-            result[chosen] = part
+                result = mapped(lambda t: t.new_empty(len(groups), *t.shape[1:]), part)
+            for whole, rows in zip(parts(result), parts(part), strict=True):
+                whole[chosen] = rows
         assert result is not None
         return result
 
@@ -265,7 +268,7 @@ class QuantizedModel(nn.Module):
         table = self.table
         return table.values[table.groups[nearest(table.timesteps, timestep[:1].float())]][0]
 
-    def _step(self, tensors: Sequence[Tensor], row: Tensor) -> Tensor:
+    def _step(self, tensors: Sequence[Tensor], row: Tensor) -> Result:
         served = self._served
         if served.program.graph is not self.graph:
             served = self._served = self._uncaptured()

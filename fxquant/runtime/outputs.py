@@ -11,7 +11,8 @@ from typing import Any
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from fxquant.graph.signature import Signature
+from fxquant.graph.signature import RESULT, Signature
+from fxquant.graph.structure import names_in
 
 
 @dataclass
@@ -21,7 +22,7 @@ class DenoiserOutput(BaseOutput):
     sample: Tensor
 
 
-def output_class(original: type[nn.Module]) -> type[Any] | None:
+def output_class(original: type[nn.Module], signature: Signature) -> type[Any] | None:
     """The dataclass that forward's annotation promises, a plain one if it takes return_dict."""
     parameters = inspect.signature(original.forward).parameters
     if "return_dict" not in parameters:
@@ -30,12 +31,13 @@ def output_class(original: type[nn.Module]) -> type[Any] | None:
     for candidate in (promised, *typing.get_args(promised)):
         if inspect.isclass(candidate) and is_dataclass(candidate):
             return candidate
-    return DenoiserOutput
+    return output_for(signature)
 
 
 def output_for(signature: Signature) -> type[Any] | None:
-    """The output class of a model whose original class is not known."""
-    return DenoiserOutput if signature.takes_return_dict else None
+    """The output class of a model whose original names none: several tensors it returns as is."""
+    is_alone = [*names_in(signature.result)] == [RESULT]
+    return DenoiserOutput if signature.takes_return_dict and is_alone else None
 
 
 def _annotated_return(function: Callable[..., Any]) -> Any:

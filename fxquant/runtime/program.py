@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fxquant.graph.lowered import is_op
 from fxquant.graph.nodes import aten
+from fxquant.graph.results import Result
 from fxquant.kernels import dispatch
 from fxquant.kernels.config import Kernel
 
@@ -46,7 +47,7 @@ class Reading:
     """
 
     source: Callable[..., Any]
-    function: Callable[..., Tensor]
+    function: Callable[..., Result]
     owned: tuple[_Owned, ...]
     modules: tuple[_Child, ...]
     is_repeatable: bool
@@ -105,10 +106,10 @@ class Program:
         self.graph = graph
         self._reading = _read(graph)
 
-    def __call__(self, *tensors: Tensor) -> Tensor:
+    def __call__(self, *tensors: Tensor) -> Result:
         return self.graph(*tensors) if is_watched() else self.run(*tensors)
 
-    def run(self, *tensors: Tensor) -> Tensor:
+    def run(self, *tensors: Tensor) -> Result:
         """The same, whoever watches."""
         reading = self.reading()
         return reading.function(*tensors, *reading.tensors())

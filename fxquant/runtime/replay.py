@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxquant.graph.nodes import aten
+from fxquant.graph.results import Result, mapped, parts
 from fxquant.kernels.calls import Call, written_down
 from fxquant.runtime.arena import Arena
 from fxquant.runtime.program import Program, State, is_watched
@@ -52,16 +53,16 @@ class _Recording:
 
     calls: list[Call]
     inputs: list[Tensor]
-    output: Tensor
+    output: Result
     state: State
     arena: Arena
 
-    def replay(self, tensors: Sequence[Tensor]) -> Tensor:
+    def replay(self, tensors: Sequence[Tensor]) -> Result:
         for kept, given in zip(self.inputs, tensors, strict=True):
             kept.copy_(given)
         for call in self.calls:
             call()
-        return self.output.clone()
+        return mapped(Tensor.clone, self.output)
 
 
 class ReplayedSteps:
@@ -82,7 +83,7 @@ class ReplayedSteps:
         self._is_repeatable = True
         self._lock = threading.Lock()
 
-    def __call__(self, *tensors: Tensor) -> Tensor:
+    def __call__(self, *tensors: Tensor) -> Result:
         if not self._is_repeatable or is_watched() or torch.is_autocast_enabled("cpu"):
             return self._program(*tensors)
         if not self._lock.acquire(blocking=False):
@@ -99,7 +100,7 @@ class ReplayedSteps:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._program, self._most)
 
-    def _call(self, tensors: Sequence[Tensor]) -> Tensor:
+    def _call(self, tensors: Sequence[Tensor]) -> Result:
         key = (torch.get_num_threads(), *((t.shape, t.dtype) for t in tensors))
         if key not in self._recordings:  # the first step prepares weights
             self._keep(key, None)
@@ -111,12 +112,12 @@ class ReplayedSteps:
             self._is_repeatable = False
             return self._program(*tensors)
 
-    def _repeated(self, key: tuple[object, ...], tensors: Sequence[Tensor]) -> Tensor:
+    def _repeated(self, key: tuple[object, ...], tensors: Sequence[Tensor]) -> Result:
         recording = self._recordings[key]
         if recording is None or not recording.state.is_of(self._program):
             recording = self._recorded(tensors)
             self._keep(key, recording)
-            return recording.output.clone()
+            return mapped(Tensor.clone, recording.output)
         self._recordings.move_to_end(key)
         return recording.replay(tensors)
 
@@ -141,7 +142,7 @@ class ReplayedSteps:
             stack.enter_context(written_down(calls))
             stack.enter_context(_Recorder(calls, arena))
             output = state.reading.function(*inputs, *state.tensors)
-        if arena.taken != arena.taken_by(output):
+        if arena.taken != arena.taken_by(parts(output)):
             _abandoned.append(arena)  # it must not be freed under whoever holds it
             raise NotRepeatableError("something keeps what was made in a step for the next one")
         return _Recording(calls, inputs, output, state, arena)

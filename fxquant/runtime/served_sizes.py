@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import CallError
+from fxquant.graph.results import Result
 
 _MOST = 4096
 
@@ -19,8 +20,8 @@ class ServedSizes:
         self._served: set[tuple[torch.Size, ...]] = set()
 
     def run(
-        self, step: Callable[[], Tensor], names: Sequence[str], tensors: Sequence[Tensor]
-    ) -> Tensor:
+        self, step: Callable[[], Result], names: Sequence[str], tensors: Sequence[Tensor]
+    ) -> Result:
         """``step()`` of a call with these tensors.
 
         Raises:

@@ -39,9 +39,13 @@ def _with_quantisers(node: Any) -> Any:
     return {**node, "args": [q, k, v, *quantisers, mask, scale, *out, kernel]}
 
 
-def _sizes_have_facts(document: Any) -> Any:
-    """Format 3: what is true of sizes is said; before, multiples of symbols said it."""
-    return {**document, "facts": []} if isinstance(document, dict) else document
+def _facts_and_outputs(document: Any) -> Any:
+    """Format 3: what is true of sizes is said (before, multiples of symbols said it), and a graph
+    may return several tensors."""
+    if not isinstance(document, dict) or "output" not in document:
+        return document
+    rest = {name: value for name, value in document.items() if name != "output"}
+    return {**rest, "facts": [], "outputs": [document["output"]]}
 
 
-_STEPS: tuple[Callable[[Any], Any], ...] = (_attention_takes_quantisers, _sizes_have_facts)
+_STEPS: tuple[Callable[[Any], Any], ...] = (_attention_takes_quantisers, _facts_and_outputs)

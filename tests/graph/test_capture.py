@@ -225,13 +225,26 @@ def test_a_call_that_does_not_fit_forward_is_refused() -> None:
         capture(Small(), (), {"latent": X})
 
 
-def test_several_outputs_are_refused_not_dropped() -> None:
+def test_several_outputs_come_back_in_order() -> None:
     class Pair(Small):
         def forward(self, sample: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
             return self.conv(sample), sample
 
-    with pytest.raises(CaptureError, match="tuple of 2 values"):
-        capture(Pair(), (X,))
+    model = Pair()
+    captured = capture(model, (X,))
+    first, second = captured.graph_module(X)
+    assert torch.equal(first, model.conv(X))
+    assert torch.equal(second, X)
+
+
+@pytest.mark.parametrize("other", [3, "word", object(), {}])
+def test_outputs_that_are_no_tensors_are_refused_not_dropped(other: Any) -> None:
+    class Counts(Small):
+        def forward(self, sample: Tensor) -> Any:
+            return other if other == {} else (self.conv(sample), other)
+
+    with pytest.raises(CaptureError, match=r"forward returns a (tuple|dict) with"):
+        capture(Counts(), (X,))
 
 
 def test_a_tuple_of_one_is_its_tensor() -> None:
