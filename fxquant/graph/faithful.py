@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from fxquant.errors import CaptureError
 from fxquant.graph.limits import Guard, Limits
+from fxquant.graph.nodes import is_random
 from fxquant.graph.signature import Signature
 from fxquant.graph.specialise import device_of
 from fxquant.graph.state import kept, place_of_forward
@@ -157,8 +158,7 @@ def same_draws() -> Iterator[None]:
 
 
 def _draws(graph: GraphModule) -> bool:
-    tag = torch.Tag.nondeterministic_seeded
-    return any(tag in getattr(node.target, "tags", ()) for node in graph.graph.nodes)
+    return any(is_random(node) for node in graph.graph.nodes)
 
 
 class Comparison:
