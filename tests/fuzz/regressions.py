@@ -241,11 +241,11 @@ REGRESSIONS = {
         call='"sample": torch.randn(B, L, 16)',
     ),
     "number_of_a_size": Regression(
-        "an internal error: fuse_epilogues took the number for a tensor",
+        "an internal error: fuse_epilogues, and then fuse_producers, took the number for a tensor",
         _CONV + "self.next = nn.Conv2d(16, 16, 1)",
         "h = self.conv(sample) + 1 / sample.shape[0]\n"
         "h = F.silu(h) * (2 / sample.shape[2])\n"
-        "return self.next(h) - sample.shape[3] / 8",
+        "return self.next(2 / sample.shape[2] + h) - sample.shape[3] / 8",
     ),
     "time_by_a_layer": Regression(
         "rounded to eight bits, 999 was 1000: rel 1.02, and the law allowed it",
