@@ -254,4 +254,18 @@ REGRESSIONS = {
         call='"sample": torch.randn(B, 4, H, W), "time": torch.randint(0, 1000, (B,)).float()',
         arguments="sample, time",
     ),
+    "layer_of_one_vector": Regression(
+        "could not be saved: a linear read of a file had to have two dimensions",
+        "self.layer = nn.Linear(16, 16)",
+        "return sample + self.layer(sample.mean((0, 1)))",
+        call='"sample": torch.randn(B, L, 16)',
+    ),
+    "list_of_values": Regression(
+        "called right, with a warning, since attention counted as random: rel 3; now refused",
+        "self.layer = nn.Linear(16, 16)",
+        "h = self.layer(sample)\n"
+        "h = F.scaled_dot_product_attention(h, h, h)\n"
+        "return h + len(h[:, 0, 0].tolist())",
+        call='"sample": torch.randn(B, L, 16)',
+    ),
 }
