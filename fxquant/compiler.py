@@ -39,6 +39,7 @@ from fxquant.graph.results import Result
 from fxquant.graph.runner import Record
 from fxquant.graph.signature import Signature
 from fxquant.graph.specialise import device_of
+from fxquant.graph.switches import warn_of_switches
 from fxquant.graph.unwrap import unwrap
 from fxquant.kernels.cuda import build
 from fxquant.kernels.dispatch import BACKENDS
@@ -115,6 +116,7 @@ def compile(  # noqa: A001 - the name users expect, as in torch.compile
     device = device_of(model)
     options = Options(recipe, detect(str(device)), check_backend(backend), device.type, progress)
     logs.configure()
+    warn_of_switches(model)
     on_pass = dumping(on_pass)
     clock = logs.Clock()
     signature, calls = read_calls(calib_loader, model)

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from fxquant.errors import CaptureError
 from fxquant.graph.flat_call import tensors_in
 from fxquant.graph.limits import Guard, Limits
+from fxquant.graph.nodes import is_random
 from fxquant.graph.results import Result, parts, result_of
 from fxquant.graph.signature import Signature
 from fxquant.graph.specialise import device_of
@@ -161,8 +162,7 @@ def same_draws() -> Iterator[None]:
 
 
 def _draws(graph: GraphModule) -> bool:
-    tag = torch.Tag.nondeterministic_seeded
-    return any(tag in getattr(node.target, "tags", ()) for node in graph.graph.nodes)
+    return any(is_random(node) for node in graph.graph.nodes)
 
 
 class Comparison:

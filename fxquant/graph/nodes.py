@@ -266,11 +266,13 @@ def is_random(node: Node) -> bool:
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     schema = node.target._schema  # type: ignore[union-attr]
+    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
     given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
-    chance, training = given.get("dropout_p", given.get("p", 1)), given.get("train", True)
-    if "dropout" in schema.name:
-        return bool(chance) and bool(training)
-    return node.target is not SDPA or bool(given.get("dropout_p"))
+    told = defaults | given
+    if told.get("train", True) is False or told.get("training", True) is False:
+        return False  # dropout and rrelu, recurrent layers
+    chance = told.get("p", 1) if "dropout" in schema.name else 1
+    return bool(told.get("dropout_p", told.get("dropout", chance)))
 
 
 def is_symbolic(node: Node) -> bool:

@@ -9,12 +9,15 @@ from torch.fx.experimental.symbolic_shapes import free_symbols
 def has_samples(node: Node) -> bool:
     """Does the first dimension grow with the batch, that of any of the inputs?
 
-    Learned tokens and means over the batch do not. Where the batch has a fixed size nobody knows,
-    and shapes have to tell: yes.
+    Learned tokens and means over the batch do not, and neither does a table of positions: it is as
+    long as some input has tokens. Where the batch has a fixed size nobody knows, and shapes have to
+    tell: yes.
     """
     inputs = [n.meta["val"].shape for n in node.graph.nodes if n.op == "placeholder"]
-    if not inputs[0] or not free_symbols(inputs[0][0]):
+    batch = free_symbols(inputs[0][0]) if inputs[0] else set()
+    if not batch:
         return True
     shape = node.meta["val"].shape
-    batches = set().union(*(free_symbols(given[0]) for given in inputs if given))
-    return bool(shape) and bool(free_symbols(shape[0]) & batches)
+    first = set().union(*(free_symbols(given[0]) for given in inputs if given))
+    tokens = set().union(*(free_symbols(size) for given in inputs for size in given[1:]))
+    return bool(shape) and bool(free_symbols(shape[0]) & (batch | (first - tokens)))

@@ -6,6 +6,7 @@ have them read what is not theirs. compile() cannot make such a graph; a file ca
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -81,16 +82,19 @@ def _check_size(node: Node) -> None:
     only, *others = node.args
     is_list = isinstance(only, (list, tuple)) and not others
     args: Any = only if is_list else node.args
+    if node.target is round and args[1:] == (None,):
+        args = args[:1]
     _require(all(map(is_size, args)), "computes with something that is no size")
     degrees = [n.meta.get("degree", 1) for n in args if isinstance(n, Node)]
     degree = max(degrees, default=0)
     if node.target is operator.mul:
         degree = sum(degrees)
     elif node.target in _POWERS:
-        exponent = args[-1]
-        fits = not isinstance(exponent, Node) and 0 <= exponent <= _MOST_POWER
-        _require(fits, f"has an exponent that is none from 0 to {_MOST_POWER}")
-        degree = degree + exponent if node.target is operator.lshift else degree * exponent
+        exponent, shifts = args[-1], node.target is operator.lshift
+        least = 0 if shifts else -_MOST_POWER  # a negative power is a fraction, and no larger
+        fits = not isinstance(exponent, Node) and least <= exponent <= _MOST_POWER
+        _require(fits, f"has an exponent that is none from {least} to {_MOST_POWER}")
+        degree = degree + exponent if shifts else degree * math.ceil(abs(exponent))
     _require(degree <= _MOST_DEGREE, "computes a size that is too large")
     node.meta["degree"] = degree
 
@@ -179,7 +183,7 @@ def _no_more(call: Call) -> None:
 
 def _linear(call: Call) -> None:
     x = call.tensor("x", integers=True)
-    _require(x.ndim >= 2, "x has fewer than two dimensions")
+    _require(x.ndim >= 1, "x has no dimension")
     outputs = _check_weight(call, (x.shape[-1],))
     if call.arguments["activation"] in GATED:
         _require(outputs % 2 == 0, "the weight has no halves")

@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxquant.graph.lowered import arguments, ops, take_over
-from fxquant.graph.nodes import argument, aten, calls, only_user, shape
+from fxquant.graph.nodes import argument, aten, calls, is_symbolic, only_user, shape
 from fxquant.graph.options import Options
 from fxquant.passes.lower.fuse_epilogues import activation_name
 
@@ -107,9 +107,11 @@ def _geglu(quantize: Node) -> Match | None:
         or not (activation_name(gate) or "").startswith("gelu")
     ):
         return None
-    chunk = value.args[0]
     second = gate.args[0]
-    if value.args[1:] != (0,) or not isinstance(second, Node) or second.args != (chunk, 1):
+    if value.args[1:] != (0,) or not isinstance(second, Node):
+        return None
+    chunk = value.args[0]
+    if second.args != (chunk, 1):
         return None
     if not isinstance(chunk, Node) or chunk.target is not aten.chunk.default or chunk.args[1] != 2:
         return None
@@ -177,6 +179,8 @@ def _add(quantize: Node) -> Match | None:
     if (
         not isinstance(a, Node)
         or not isinstance(b, Node)
+        or is_symbolic(a)
+        or is_symbolic(b)
         or [*map(str, shape(a))] != [*map(str, shape(b))]
     ):
         return None

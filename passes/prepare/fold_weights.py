@@ -15,6 +15,7 @@ from fxquant.graph.nodes import (
     get_attr,
     is_layer,
     is_learned,
+    is_random,
     is_symbolic,
     module_path,
     replace,
@@ -55,7 +56,7 @@ def _made_of(gm: GraphModule) -> dict[Node, frozenset[Node]]:
     """The attributes that every foldable computation reads, without the attributes themselves."""
     found: dict[Node, frozenset[Node]] = {}
     for node in gm.graph.nodes:
-        if node.op != "call_function" or is_symbolic(node) or _is_random(node):
+        if node.op != "call_function" or is_symbolic(node) or is_random(node):
             continue
         sources = node.all_input_nodes
         if all(n.op == "get_attr" or n in found for n in sources):
@@ -63,10 +64,6 @@ def _made_of(gm: GraphModule) -> dict[Node, frozenset[Node]]:
             if _is_small(node, leaves):
                 found[node] = leaves
     return found
-
-
-def _is_random(node: Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _is_small(node: Node, leaves: Iterable[Node]) -> bool:

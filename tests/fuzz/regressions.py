@@ -241,11 +241,11 @@ REGRESSIONS = {
         call='"sample": torch.randn(B, L, 16)',
     ),
     "number_of_a_size": Regression(
-        "an internal error: fuse_epilogues took the number for a tensor",
+        "an internal error: fuse_epilogues, and then fuse_producers, took the number for a tensor",
         _CONV + "self.next = nn.Conv2d(16, 16, 1)",
         "h = self.conv(sample) + 1 / sample.shape[0]\n"
         "h = F.silu(h) * (2 / sample.shape[2])\n"
-        "return self.next(h) - sample.shape[3] / 8",
+        "return self.next(2 / sample.shape[2] + h) - sample.shape[3] / 8",
     ),
     "time_by_a_layer": Regression(
         "rounded to eight bits, 999 was 1000: rel 1.02, and the law allowed it",
@@ -253,5 +253,19 @@ REGRESSIONS = {
         "return self.conv(sample) + torch.sin(self.layer(time[:, None]))[:, :, None, None]",
         call='"sample": torch.randn(B, 4, H, W), "time": torch.randint(0, 1000, (B,)).float()',
         arguments="sample, time",
+    ),
+    "layer_of_one_vector": Regression(
+        "could not be saved: a linear read of a file had to have two dimensions",
+        "self.layer = nn.Linear(16, 16)",
+        "return sample + self.layer(sample.mean((0, 1)))",
+        call='"sample": torch.randn(B, L, 16)',
+    ),
+    "list_of_values": Regression(
+        "called right, with a warning, since attention counted as random: rel 3; now refused",
+        "self.layer = nn.Linear(16, 16)",
+        "h = self.layer(sample)\n"
+        "h = F.scaled_dot_product_attention(h, h, h)\n"
+        "return h + len(h[:, 0, 0].tolist())",
+        call='"sample": torch.randn(B, L, 16)',
     ),
 }

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxquant
@@ -41,6 +42,13 @@ class Dice(Two):
         return h * random.random()
 
 
+class AttendingDice(Two):
+    """torch tags attention as random, which it is with dropout alone."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(h, h, h) * random.random()
+
+
 class Lonely(Two):
     def between(self, h: Tensor) -> Tensor:
         return h * 2 if h.shape[0] == 1 else h
@@ -55,7 +63,7 @@ def image(batch: int = 3, height: int = 8, width: int = 8) -> Tensor:
     return torch.randn(batch, 4, height, width)
 
 
-@pytest.mark.parametrize("kind", [Counting, Dice])
+@pytest.mark.parametrize("kind", [Counting, Dice, AttendingDice])
 def test_what_is_no_function_of_its_inputs_is_refused(kind: type[Two]) -> None:
     with pytest.raises(UnfaithfulError, match=r"calls|besides its inputs"):
         fxquant.compile(kind().eval(), [(image(),)], progress=False)

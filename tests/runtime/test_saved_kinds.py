@@ -168,6 +168,12 @@ class Recurrent(nn.Module):
         return self.act(self.gru(x)[0].transpose(1, 2)[:, :4])
 
 
+class Fractions(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x[..., : round(x.shape[2] * 0.6), :]
+        return kept * x.shape[3] ** -0.5 + x.shape[2] ** -1 + round(x.shape[3] / 3, 1)
+
+
 SHAPES = ((2, 4, 8, 8), (3, 4, 12, 6), (1, 4, 10, 16))
 TOKENS = ((2, 7, 4), (3, 7, 4), (1, 7, 4))
 
@@ -178,7 +184,7 @@ TOKENS = ((2, 7, 4), (3, 7, 4), (1, 7, 4))
     [
         (Grouped, SHAPES), (Grid, SHAPES), (Video, SHAPES), (Spectrum, SHAPES),
         (Scattered, SHAPES), (Einsum, SHAPES), (Noisy, SHAPES),
-        (Fresh, SHAPES), (Many, SHAPES), (Rotary, TOKENS), (Recurrent, TOKENS),
+        (Fresh, SHAPES), (Fractions, SHAPES), (Many, SHAPES), (Rotary, TOKENS), (Recurrent, TOKENS),
     ],
 )  # fmt: skip
 def test_what_is_read_computes_the_same(

@@ -100,8 +100,14 @@ def test_noise_is_not_a_function_of_the_timestep() -> None:
     assert not {"rand_like", "add"} & {*marked}
 
 
-def test_dropout_that_drops_nothing_is_not_random() -> None:
-    model = Noisy(lambda h: F.dropout(F.scaled_dot_product_attention(h, h, h), 0.5, training=False))
+def test_what_draws_in_training_alone_is_not_random() -> None:
+    gru = nn.GRU(8, 8, dropout=0.5, num_layers=2).eval()
+
+    def quiet(h: Tensor) -> Tensor:
+        h = F.dropout(F.scaled_dot_product_attention(h, h, h), 0.5, training=False)
+        return h + gru(F.rrelu(h)[:, :, 0])[0].mean()
+
+    model = Noisy(quiet)
     gm = capture(model, (torch.randn(2, 16, 8, 8),)).graph_module
     assert not any(map(is_random, gm.graph.nodes))
 
