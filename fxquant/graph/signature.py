@@ -22,7 +22,8 @@ from torch import Tensor
 
 from fxquant.errors import CallError
 from fxquant.graph.limits import Limits
-from fxquant.graph.structure import CONSTANTS, FlatCall, Skeleton, put_together
+from fxquant.graph.per_sample import batch_of, repeated, shortened, without_repeats
+from fxquant.graph.structure import CONSTANTS, FlatCall, Skeleton, names_in, put_together
 
 TIMESTEP = "timestep"
 TIMESTEPS = (TIMESTEP, "timesteps", "t", "time", "timestep_ratio", "sigma", "sigmas", "r")
@@ -96,6 +97,7 @@ class Signature:
         leaves = FlatCall.of(bind(self.parameters, args, kwargs)).leaves
         found = _tensors(leaves, self.timestep)
         self._check_names(found, leaves)
+        leaves = shortened(self.arguments, leaves, batch_of(found[self.names[0]]))
         self._check_constants({n: v for n, v in leaves.items() if n not in found})
         tensors = [self._fitted(i, found[i.name], found) for i in self.inputs]
         self.limits.check(self.names, tensors)
@@ -113,8 +115,7 @@ class Signature:
 
         A `return_dict` is False: what returns a tuple is taken apart alike for all models.
         """
-        leaves = {**self.constants, **dict(zip(self.names, tensors, strict=True))}
-        given: dict[str, Any] = put_together(self.arguments, leaves)
+        given = self.unflatten(tensors)
         if self.takes_return_dict:
             given[RETURN_DICT] = False
         rest = next((p for p in self.parameters if _is_rest(p)), None)
@@ -126,8 +127,8 @@ class Signature:
     def unflatten(self, tensors: Sequence[Tensor]) -> dict[str, Any]:
         """The arguments by name, without `return_dict`."""
         leaves = {**self.constants, **dict(zip(self.names, tensors, strict=True))}
-        given: dict[str, Any] = put_together(self.arguments, leaves)
-        return given
+        given = repeated(self.arguments, put_together(self.arguments, leaves), tensors[0])
+        return dict(given)
 
     def returned(self, result: Tensor) -> Any:
         """What forward returns around its tensor, without the class that it may have."""
@@ -200,7 +201,7 @@ class Signature:
         """The tensor with the input's rank and dtype."""
         if wanted.name == self.timestep:
             first = self.names[0]
-            count, batch = tensor.numel(), found[first].shape[0] if found[first].ndim else 1
+            count, batch = tensor.numel(), batch_of(found[first])
             if wanted.rank == 1 and count not in (1, batch) and "." not in first:
                 raise CallError(
                     f"{wanted.name} has {count} values for a batch of {batch}; give 1 or {batch}"
@@ -251,12 +252,15 @@ def signature_of(
     dtype = floating_dtype(model)
     inputs = [Input(n, t.ndim, _dtype(t, dtype, n == first)) for n, t in found.items()]
     forms = () if timestep is None else _forms(found[timestep])
+    constants = {n: v for n, v in call.constants.items() if n not in found}
+    skeleton = without_repeats(call.skeleton, constants, batch_of(tensor))
+    kept = set(names_in(skeleton))
     signature = Signature(
         parameters,
         tuple(inputs),
         dtype,
-        call.skeleton,
-        {n: v for n, v in call.constants.items() if n not in found},
+        skeleton,
+        {n: v for n, v in constants.items() if n in kept},
         defaults,
         timestep,
         forms=forms,
