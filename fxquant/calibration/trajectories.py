@@ -34,8 +34,9 @@ from fxquant.calibration.recording import Call, never_called, watching
 from fxquant.calibration.samplers import TDAC_LAMBDA
 from fxquant.calibration.spill import Spill
 from fxquant.errors import LoaderError
-from fxquant.graph.signature import per_sample, timestep_name
+from fxquant.graph.signature import timestep_name
 from fxquant.graph.structure import FlatCall
+from fxquant.graph.timestep_forms import per_sample
 
 BATCH_ROWS = 32
 _BUDGET = 2**30

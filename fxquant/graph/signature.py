@@ -22,8 +22,10 @@ from torch import Tensor
 
 from fxquant.errors import CallError
 from fxquant.graph.limits import Limits
+from fxquant.graph.per_sample import batch_of, repeated, shortened, without_repeats
 from fxquant.graph.results import Result, parts
 from fxquant.graph.structure import CONSTANTS, FlatCall, Skeleton, names_in, put_together
+from fxquant.graph.timestep_forms import Form, forms_of, in_form
 
 TIMESTEP = "timestep"
 TIMESTEPS = (TIMESTEP, "timesteps", "t", "time", "timestep_ratio", "sigma", "sigmas", "r")
@@ -40,6 +42,10 @@ class Input:
     name: str
     rank: int
     dtype: torch.dtype
+
+    @property
+    def form(self) -> Form:
+        return self.rank, self.dtype
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Signature:
     timestep: str | None = None
     result: Skeleton | str = RESULT
     limits: Limits = field(default_factory=Limits)
-    forms: tuple[tuple[int, torch.dtype], ...] = field(default=(), compare=False)
+    forms: tuple[Form, ...] = field(default=(), compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,6 +103,7 @@ class Signature:
         leaves = FlatCall.of(bind(self.parameters, args, kwargs)).leaves
         found = _tensors(leaves, self.timestep)
         self._check_names(found, leaves)
+        leaves = shortened(self.arguments, leaves, batch_of(found[self.names[0]]))
         self._check_constants({n: v for n, v in leaves.items() if n not in found})
         tensors = [self._fitted(i, found[i.name], found) for i in self.inputs]
         self.limits.check(self.names, tensors)
@@ -114,8 +121,7 @@ class Signature:
 
         A `return_dict` is False: what returns a tuple is taken apart alike for all models.
         """
-        leaves = {**self.constants, **dict(zip(self.names, tensors, strict=True))}
-        given: dict[str, Any] = put_together(self.arguments, leaves)
+        given = self.unflatten(tensors)
         if self.takes_return_dict:
             given[RETURN_DICT] = False
         rest = next((p for p in self.parameters if _is_rest(p)), None)
@@ -127,8 +133,8 @@ class Signature:
     def unflatten(self, tensors: Sequence[Tensor]) -> dict[str, Any]:
         """The arguments by name, without `return_dict`."""
         leaves = {**self.constants, **dict(zip(self.names, tensors, strict=True))}
-        given: dict[str, Any] = put_together(self.arguments, leaves)
-        return given
+        given = repeated(self.arguments, put_together(self.arguments, leaves), tensors[0])
+        return dict(given)
 
     def returned(self, result: Result) -> Any:
         """What forward returns around its tensors, without the class that it may have."""
@@ -163,7 +169,7 @@ class Signature:
             wanted, given = self.inputs[self.timestep_index], found[self.timestep_index]
             if wanted.rank == 0 and given.device.type != "meta":
                 given = given.unique()
-            found[self.timestep_index] = _timestep(given, wanted, found[0])
+            found[self.timestep_index] = in_form(given, wanted.name, wanted.form, found[0])
         return found
 
     def _check_names(self, found: Mapping[str, Tensor], leaves: Mapping[str, Any]) -> None:
@@ -203,12 +209,12 @@ class Signature:
         """The tensor with the input's rank and dtype."""
         if wanted.name == self.timestep:
             first = self.names[0]
-            count, batch = tensor.numel(), found[first].shape[0] if found[first].ndim else 1
+            count, batch = tensor.numel(), batch_of(found[first])
             if wanted.rank == 1 and count not in (1, batch) and "." not in first:
                 raise CallError(
                     f"{wanted.name} has {count} values for a batch of {batch}; give 1 or {batch}"
                 )
-            return _timestep(tensor, wanted, found[first])
+            return in_form(tensor, wanted.name, wanted.form, found[first])
         if tensor.ndim != wanted.rank:
             raise CallError(
                 f"{wanted.name} has shape {tuple(tensor.shape)}; {wanted.rank} dimensions were "
@@ -253,30 +259,21 @@ def signature_of(
         defaults[RETURN_DICT] = True
     dtype = floating_dtype(model)
     inputs = [Input(n, t.ndim, _dtype(t, dtype, n == first)) for n, t in found.items()]
-    forms = () if timestep is None else _forms(found[timestep])
+    forms = () if timestep is None else forms_of(found[timestep])
+    constants = {n: v for n, v in call.constants.items() if n not in found}
+    skeleton = without_repeats(call.skeleton, constants, batch_of(tensor))
+    kept = set(names_in(skeleton))
     signature = Signature(
         parameters,
         tuple(inputs),
         dtype,
-        call.skeleton,
-        {n: v for n, v in call.constants.items() if n not in found},
+        skeleton,
+        {n: v for n, v in constants.items() if n in kept},
         defaults,
         timestep,
         forms=forms,
     )
     return signature.with_timestep(*forms[0]) if forms else signature
-
-
-def _forms(timestep: Tensor) -> tuple[tuple[int, torch.dtype], ...]:
-    """How a model may take a timestep that a call gives like this.
-
-    One float per sample serves all samplers. Tables of embeddings want integers, and a module that
-    multiplies by the timestep may want the number that it was given.
-    """
-    ranks = [1] if timestep.ndim == 1 and timestep.numel() > 1 else [1, 0]
-    whole = not timestep.is_floating_point()
-    dtypes = [torch.float32, torch.int64] if whole else [torch.float32]
-    return tuple((rank, dtype) for rank in ranks for dtype in dtypes)
 
 
 def floating_dtype(model: torch.nn.Module) -> torch.dtype:
@@ -328,15 +325,6 @@ def _second_positional(call: FlatCall) -> list[str]:
     return [f"{str(head[0]).lstrip('*')}.1"] if is_rest else []
 
 
-def per_sample(timestep: Tensor, sample: Tensor, dtype: torch.dtype) -> Tensor:
-    """A number, 0-d, [1] or [B] timestep as one value per sample, [B]."""
-    batch = sample.shape[0]
-    flat = _near(timestep, sample).to(dtype=dtype).reshape(-1)
-    if flat.shape[0] == 1:
-        return flat.expand(batch).contiguous()
-    return flat
-
-
 def _tensors(leaves: Mapping[str, Any], timestep: str | None) -> dict[str, Tensor]:
     """The leaves that are tensors, and the timestep, which becomes one."""
     return {
@@ -344,32 +332,6 @@ def _tensors(leaves: Mapping[str, Any], timestep: str | None) -> dict[str, Tenso
         for n, v in leaves.items()
         if isinstance(v, Tensor) or (n == timestep and isinstance(v, (int, float)))
     }
-
-
-def _timestep(tensor: Tensor, wanted: Input, sample: Tensor) -> Tensor:
-    if wanted.dtype == torch.int64 and tensor.is_floating_point():
-        whole = tensor.round()
-        if tensor.device.type != "meta" and not torch.equal(whole, tensor):
-            raise CallError(
-                f"{wanted.name} is {tensor.tolist()}; this model looks timesteps up in a table and "
-                "takes whole numbers"
-            )
-        tensor = whole
-    if wanted.rank == 1:
-        return per_sample(tensor, sample, wanted.dtype)
-    if tensor.numel() != 1:
-        raise CallError(
-            f"{wanted.name} has {tensor.numel()} values; this model takes one for all samples"
-        )
-    return _near(tensor, sample).to(wanted.dtype).reshape(())
-
-
-def _near(timestep: Tensor, sample: Tensor) -> Tensor:
-    """The timestep where the sample is."""
-    if timestep.numel() == 1 and timestep.device.type == "cpu" != sample.device.type:
-        value = timestep.item()  # waits for nothing
-        return torch.full((1,), value, device=sample.device, dtype=timestep.dtype)
-    return timestep.to(sample.device)
 
 
 def _dtype(tensor: Tensor, dtype: torch.dtype, is_sample: bool) -> torch.dtype:

@@ -20,6 +20,7 @@ from torch import Tensor
 from fxquant.errors import CallError
 
 _DEVICE = re.compile(r"(cpu|cuda|meta)(:[0-9]{1,3})?")
+SAMPLES = "samples"  # the kind of a list with one entry for all samples: see `per_sample`
 CONSTANTS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
 
 
@@ -28,7 +29,7 @@ class Skeleton:
     """A container: its kind, and by key the skeletons and the leaves' names in it.
 
     Attributes:
-        kind: "dict", "list" or "tuple"; keys of the latter two are 0, 1, ...
+        kind: "dict", "list", "tuple" or SAMPLES; keys of the sequences are 0, 1, ...
         members: pairs of key and Skeleton, or name of a leaf.
     """
 
@@ -114,8 +115,12 @@ def from_json(value: Any) -> Skeleton | str:
     match value:
         case str():
             return value
-        case ["dict" | "list" | "tuple" as kind, [*members]] if all(map(_is_member, members)):
-            return Skeleton(kind, tuple((key, from_json(member)) for key, member in members))
+        case ["dict" | "list" | "tuple" | "samples" as kind, [*members]] if all(
+            map(_is_member, members)
+        ):
+            found = Skeleton(kind, tuple((key, from_json(member)) for key, member in members))
+            if kind != SAMPLES or [key for key, _ in found.members] == [0]:
+                return found
     raise ValueError(f"{value!r} is no skeleton of arguments")
 
 
