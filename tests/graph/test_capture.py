@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.errors import CallError, CaptureError
@@ -322,3 +323,20 @@ class AssignsData(nn.Module):
 def test_data_that_is_assigned_is_refused_by_line() -> None:
     with pytest.raises(CaptureError, match=r"test_capture\.py:\d+ in forward.*\.data.*\n.*copy_"):
         capture(AssignsData().eval(), (torch.randn(2, 4, 8, 8),))
+
+
+class Unshuffled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 1)
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(F.pixel_unshuffle(sample, 2)), 2)
+
+
+def test_what_is_unshuffled_takes_every_even_size() -> None:
+    model = Unshuffled()
+    found = capture(model, (torch.randn(2, 4, 8, 8),))
+    assert found.signature.limits.shapes == (("B", 4, "2*h", "2*w"),)
+    other = torch.randn(3, 4, 6, 10)
+    torch.testing.assert_close(found.graph_module(other), model(other))
