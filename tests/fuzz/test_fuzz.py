@@ -29,7 +29,7 @@ from tests.fuzz.minimise import minimise
 from tests.fuzz.regressions import REGRESSIONS
 
 ROOT = Path(__file__).parent.parent.parent
-SEED, EXAMPLES = 14, 8
+SEED, EXAMPLES = 14, 7
 MINIMISING = 60.0  # seconds
 
 
