@@ -230,7 +230,7 @@ def _check_timestep(signature: Signature, shapes: Sequence[Sequence[Dimension]])
     """
     assert signature.timestep_index is not None
     timestep = shapes[signature.timestep_index]
-    others = [d for k, shape in enumerate(shapes) if k != signature.timestep_index for d in shape]
+    others = [d for shape in shapes for d in shape[1:]]  # first ones are batches, too
     if timestep and timestep[0] != shapes[0][0] and timestep[0] in others:
         raise CaptureError(
             f"{signature.timestep} is one number for all samples in this module; with one number "
