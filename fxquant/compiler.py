@@ -28,7 +28,7 @@ from fxquant.errors import (
     near,
 )
 from fxquant.graph import runner
-from fxquant.graph.capture import capture_calls, check_module, formed
+from fxquant.graph.capture import DifferentWaysError, capture_calls, check_module, formed
 from fxquant.graph.dumps import CAPTURE, OnPass, dumping
 from fxquant.graph.explain import fallbacks, refuse
 from fxquant.graph.faithful import Comparison, same_draws
@@ -319,7 +319,7 @@ def fake_quantise(
             given = [form.reformed(call) for call in calls]
             observed = _observed(model, form, given, options, clock, on_pass, dynamic)
         except (CaptureError, CallError) as error:
-            if str(error) == str(failure):
+            if isinstance(error, DifferentWaysError) and str(error) == str(failure):
                 break  # it has nothing to do with the timestep
             failure = failure or error
             continue

@@ -151,7 +151,7 @@ def _tried(
     try:
         traced = _refined(model, signature, plan)
         captured = _for_all(model, _captured(signature, traced), calls)
-    except _DifferentWaysError as error:
+    except DifferentWaysError as error:
         return error
     except CaptureError:
         raise
@@ -163,7 +163,7 @@ def _tried(
     return captured
 
 
-class _DifferentWaysError(CaptureError):
+class DifferentWaysError(CaptureError):
     """The graph of one call does not hold for another."""
 
 
@@ -183,7 +183,7 @@ def _for_all(model: nn.Module, captured: Captured, calls: Iterable[Sequence[Tens
         try:
             broken = signature.limits.broken(signature.names, call)
         except CallError as error:
-            raise _DifferentWaysError(
+            raise DifferentWaysError(
                 f"the calibration calls have sizes that {type(model).__name__} could not be "
                 f"captured for at once: {error}. Compile one model for each"
             ) from error
@@ -207,7 +207,7 @@ def _compare(
                 captured.graph_module,
             )
         except (CaptureError, RuntimeError) as error:
-            raise _DifferentWaysError(
+            raise DifferentWaysError(
                 f"{type(model).__name__} takes different ways for the sizes of the calibration "
                 f"calls: {broken[0].place or 'it'} asks whether {broken[0].text}. Compile one "
                 "model for each, with calls of its own"
