@@ -35,7 +35,8 @@ class Counts:
         given = [n.meta["val"] for n in node.all_input_nodes]
         shapes = [v.shape for v in given if isinstance(v, Tensor)]
         most = max(math.prod(self.example(size) for size in shape) for shape in shapes)
-        for size in value.shape:
+        sizes: tuple[Any, ...] = tuple(value.shape)
+        for size in sizes:
             if isinstance(size, torch.SymInt) and not size.node.has_hint():
                 for symbol in size.node.expr.free_symbols:
                     self._most.setdefault(symbol, sympy.Integer(most))
