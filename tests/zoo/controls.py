@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tests.zoo.case import Case, Scene, Size
+from tests.zoo.case import ONE_SIZE, REFUSED, Case, Scene, Size
 from tests.zoo.image_transformers import (
     HUNYUAN,
     OTHER,
@@ -199,7 +199,13 @@ def _adapter(kind: str, **settings: Any) -> Any:
 
 CASES = (
     Case(
-        "ControlNetModel", "control", make("ControlNetModel", **_CONTROL), _controlnet, other=TALL
+        "ControlNetModel",
+        "control",
+        make("ControlNetModel", **_CONTROL),
+        _controlnet,
+        other=TALL,
+        expect=REFUSED,
+        note="returns several tensors",
     ),
     Case(
         "ControlNetModel: XL",
@@ -213,6 +219,8 @@ CASES = (
         ),
         _controlnet_xl,
         other=TALL,
+        expect=REFUSED,
+        note="returns several tensors",
     ),
     Case(
         "ControlNetUnionModel",
@@ -229,8 +237,18 @@ CASES = (
         ),
         _union,
         other=TALL,
+        expect=REFUSED,
+        note="returns several tensors",
     ),
-    Case("MultiControlNetModel", "control", _multi, _multi_call, other=TALL),
+    Case(
+        "MultiControlNetModel",
+        "control",
+        _multi,
+        _multi_call,
+        other=TALL,
+        expect=REFUSED,
+        note="returns several tensors",
+    ),
     Case("UNetControlNetXSModel", "control", _xs, _xs_call, other=TALL),
     Case(
         "SparseControlNetModel",
@@ -246,14 +264,26 @@ CASES = (
         ),
         _sparse,
         other=Size(16, 8, 4, 9),
+        expect=REFUSED,
+        note="returns several tensors",
     ),
-    Case("FluxControlNetModel", "control", make("FluxControlNetModel", **FLUX), _flux, other=OTHER),
+    Case(
+        "FluxControlNetModel",
+        "control",
+        make("FluxControlNetModel", **FLUX),
+        _flux,
+        other=OTHER,
+        expect=REFUSED,
+        note="returns several tensors",
+    ),
     Case(
         "FluxControlNetModel: union",
         "control",
         make("FluxControlNetModel", **FLUX, num_mode=4),
         _flux_union,
         other=OTHER,
+        expect=REFUSED,
+        note="returns several tensors",
     ),
     Case(
         "FluxMultiControlNetModel",
@@ -261,6 +291,8 @@ CASES = (
         _twice("FluxMultiControlNetModel", "FluxControlNetModel", **FLUX, num_mode=4),
         _flux_multi,
         other=OTHER,
+        expect=REFUSED,
+        note="returns several tensors",
     ),
     Case(
         "HunyuanDiT2DControlNetModel",
@@ -275,6 +307,8 @@ CASES = (
         make("QwenImageControlNetModel", **QWEN),
         _qwen,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="the sizes of its images are Python numbers",
     ),
     Case("SanaControlNetModel", "control", make("SanaControlNetModel", **SANA), _sana, other=OTHER),
     Case("SD3ControlNetModel", "control", make("SD3ControlNetModel", **SD3), _sd3, other=OTHER),
@@ -291,6 +325,8 @@ CASES = (
         _adapter("full_adapter", channels=[32, 64], downscale_factor=8),
         lambda s: ((_picture(s),), {}),
         other=TALL,
+        expect=REFUSED,
+        note="returns several tensors",
     ),
     Case(
         "T2IAdapter: light",
@@ -298,5 +334,7 @@ CASES = (
         _adapter("light_adapter", channels=[32, 64], downscale_factor=8),
         lambda s: ((_picture(s),), {}),
         other=TALL,
+        expect=REFUSED,
+        note="returns several tensors",
     ),
 )

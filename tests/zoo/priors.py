@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.zoo.case import Case, Scene, Size
+from tests.zoo.case import ONE_SIZE, REFUSED, Case, Scene, Size
 from tests.zoo.image_transformers import HEADS, make
 
 TEXT = 32
@@ -187,9 +187,26 @@ CASES = (
         _wuerstchen_decoder_call,
         Size(16, 16),
         Size(16, 24, 3, 9),
+        expect=ONE_SIZE,
     ),
-    Case("UniDiffuserModel", "image", _unidiffuser, _unidiffuser_call, other=None),
-    Case("UniDiffuserModel: prompt to image", "image", _unidiffuser, _text_to_image, other=None),
+    Case(
+        "UniDiffuserModel",
+        "image",
+        _unidiffuser,
+        _unidiffuser_call,
+        other=None,
+        expect=REFUSED,
+        note="returns several tensors",
+    ),
+    Case(
+        "UniDiffuserModel: prompt to image",
+        "image",
+        _unidiffuser,
+        _text_to_image,
+        other=None,
+        expect=REFUSED,
+        note="returns several tensors",
+    ),
     Case(
         "UTransformer2DModel",
         "other",
@@ -220,5 +237,7 @@ CASES = (
         ),
         _proteina,
         other=Size(8, 8, 3, 9),
+        expect=REFUSED,
+        note="returns several tensors",
     ),
 )
