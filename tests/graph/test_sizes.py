@@ -81,8 +81,7 @@ class Listed(nn.Module):
         self.conv = nn.Conv2d(4, 4, 3, padding=1)
 
     def forward(self, x: list[Tensor], t: Tensor) -> Tensor:
-        images = self.conv(torch.stack(x)) + t[:, None, None, None]
-        return images
+        return self.conv(torch.stack(x)) + t[:, None, None, None]
 
 
 def image(side: int, batch: int = 2) -> Tensor:
