@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.zoo.case import ONE_SIZE, REFUSED, Case, Scene, Size
+from tests.zoo.case import REFUSED, Case, Scene, Size
 from tests.zoo.image_transformers import HEADS, make
 
 TEXT = 32
