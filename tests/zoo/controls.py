@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tests.zoo.case import ONE_SIZE, REFUSED, Case, Scene, Size
+from tests.zoo.case import ONE_SIZE, Case, Scene, Size
 from tests.zoo.image_transformers import (
     HUNYUAN,
     OTHER,
@@ -204,8 +204,6 @@ CASES = (
         make("ControlNetModel", **_CONTROL),
         _controlnet,
         other=TALL,
-        expect=REFUSED,
-        note="returns several tensors",
     ),
     Case(
         "ControlNetModel: XL",
@@ -219,8 +217,6 @@ CASES = (
         ),
         _controlnet_xl,
         other=TALL,
-        expect=REFUSED,
-        note="returns several tensors",
     ),
     Case(
         "ControlNetUnionModel",
@@ -237,8 +233,6 @@ CASES = (
         ),
         _union,
         other=TALL,
-        expect=REFUSED,
-        note="returns several tensors",
     ),
     Case(
         "MultiControlNetModel",
@@ -246,8 +240,6 @@ CASES = (
         _multi,
         _multi_call,
         other=TALL,
-        expect=REFUSED,
-        note="returns several tensors",
     ),
     Case("UNetControlNetXSModel", "control", _xs, _xs_call, other=TALL),
     Case(
@@ -264,8 +256,6 @@ CASES = (
         ),
         _sparse,
         other=Size(16, 8, 4, 9),
-        expect=REFUSED,
-        note="returns several tensors",
     ),
     Case(
         "FluxControlNetModel",
@@ -273,8 +263,6 @@ CASES = (
         make("FluxControlNetModel", **FLUX),
         _flux,
         other=OTHER,
-        expect=REFUSED,
-        note="returns several tensors",
     ),
     Case(
         "FluxControlNetModel: union",
@@ -282,8 +270,6 @@ CASES = (
         make("FluxControlNetModel", **FLUX, num_mode=4),
         _flux_union,
         other=OTHER,
-        expect=REFUSED,
-        note="returns several tensors",
     ),
     Case(
         "FluxMultiControlNetModel",
@@ -291,8 +277,6 @@ CASES = (
         _twice("FluxMultiControlNetModel", "FluxControlNetModel", **FLUX, num_mode=4),
         _flux_multi,
         other=OTHER,
-        expect=REFUSED,
-        note="returns several tensors",
     ),
     Case(
         "HunyuanDiT2DControlNetModel",
@@ -325,8 +309,6 @@ CASES = (
         _adapter("full_adapter", channels=[32, 64], downscale_factor=8),
         lambda s: ((_picture(s),), {}),
         other=TALL,
-        expect=REFUSED,
-        note="returns several tensors",
     ),
     Case(
         "T2IAdapter: light",
@@ -334,7 +316,5 @@ CASES = (
         _adapter("light_adapter", channels=[32, 64], downscale_factor=8),
         lambda s: ((_picture(s),), {}),
         other=TALL,
-        expect=REFUSED,
-        note="returns several tensors",
     ),
 )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.zoo.case import REFUSED, Case, Scene, Size
+from tests.zoo.case import Case, Scene, Size
 from tests.zoo.image_transformers import HEADS, make
 
 TEXT = 32
@@ -194,8 +194,6 @@ CASES = (
         _unidiffuser,
         _unidiffuser_call,
         other=None,
-        expect=REFUSED,
-        note="returns several tensors",
     ),
     Case(
         "UniDiffuserModel: prompt to image",
@@ -203,8 +201,6 @@ CASES = (
         _unidiffuser,
         _text_to_image,
         other=None,
-        expect=REFUSED,
-        note="returns several tensors",
     ),
     Case(
         "UTransformer2DModel",
@@ -236,7 +232,5 @@ CASES = (
         ),
         _proteina,
         other=Size(8, 8, 3, 9),
-        expect=REFUSED,
-        note="returns several tensors",
     ),
 )

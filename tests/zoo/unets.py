@@ -251,7 +251,7 @@ def _kandinsky3() -> nn.Module:
         time_embedding_dim=64,
         groups=8,
         attention_head_dim=8,
-        layers_per_block=1,
+        layers_per_block=2,
         block_out_channels=(32, 32, 64, 64),
         cross_attention_dim=32,
         encoder_hid_dim=24,
