@@ -864,7 +864,7 @@ CASES = (
         ),
         _z_image,
         other=OTHER,
-        expect=REFUSED,
-        note="returns a list of images",
+        expect=ONE_SIZE,
+        note="a tensor for each sample: one batch",
     ),
 )
