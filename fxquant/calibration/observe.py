@@ -46,7 +46,8 @@ def observe(
     index, times = signature.timestep_index, list[float]()
     for call in logs.progress(calls, "calibrate", "call", show=progress):
         t = call[index].cpu() if index is not None else torch.zeros(1)
-        t = t.reshape(-1).expand(max(t.numel(), call[0].shape[0]))  # one for each sample
+        if t.numel() == 1:
+            t = t.reshape(-1).expand(call[0].shape[0])  # one for each sample
         times += t.tolist()
         group = lookup.group(t)
         inputs = [*(tensor.to(device) for tensor in call), group.to(device)]

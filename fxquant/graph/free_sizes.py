@@ -210,6 +210,7 @@ def _free_dimensions(
     calls: Sequence[Sequence[Tensor]], tensors: Sequence[Tensor]
 ) -> list[set[int]]:
     lengths = {t.shape[1] for t in tensors if t.ndim == 3}
+    lengths |= {a + b for a, b in itertools.combinations(lengths, 2)}  # prompt and image together
     return [
         _usual(t, lengths)
         | {axis for axis in range(t.ndim) if len({call[k].shape[axis] for call in calls}) > 1}

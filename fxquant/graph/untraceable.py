@@ -35,7 +35,7 @@ _OTHER = (
 )
 # Parts of the error's class and message, and the advice; the first that fits is given.
 _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("datadependent", "data-dependent", "unbacked", "_local_scalar_dense"), _VALUES),
+    (("datadependent", "data-dependent", "unbacked", "_local_scalar_dense", "symint"), _VALUES),
     (("assigns to .data",), _DATA),
     ((".numpy()", "numpy", "tensor subclasses"), _NUMPY),
     (("unsupportedoperator", "notimplemented", "fake kernel", "fake impl"), _OPERATOR),

@@ -36,6 +36,7 @@ from fxquant.graph.nodes import attribute, refresh
 from fxquant.graph.results import parts, result_of
 from fxquant.runtime import operators, vocabulary
 from fxquant.runtime.checks import check_call
+from fxquant.runtime.counted import Counts
 from fxquant.runtime.fields import WHOLE, Field, shown
 from fxquant.runtime.notes import NODE_NAME, read_notes, written_notes
 from fxquant.runtime.sizes import Symbols, describe, placeholders
@@ -44,7 +45,7 @@ Document = dict[str, Any]
 
 ROW = "row"
 _TARGET = re.compile(
-    r"(?:[A-Za-z_][A-Za-z0-9_]{0,99}|[0-9]{1,9})(?:\.(?:[A-Za-z_]\w{0,99}|[0-9]{1,9})){0,31}",
+    r"\w[\w-]{0,99}(?:\.\w[\w-]{0,99}){0,31}",  # a ModuleDict may call a module "2-1"
     re.ASCII,
 )
 _MOST_NODES = 1 << 16
@@ -152,6 +153,7 @@ class Blueprint:
         )
         self._mode.cache_enabled = False  # keys of symbolic sizes cost more than they save
         self._scaffold = GraphModule(nn.Module(), Graph())
+        self._counts = Counts()
         self._fields: dict[Node, Field] = {}
         self._nodes: dict[str, Node] = {}
         self._constants: dict[str, Node] = {}
@@ -307,7 +309,8 @@ class Blueprint:
                 check_call(node, self.rows)
                 with _no_tracebacks():
                     refresh(self._scaffold, node)
-                parts += _check_value(node.meta["val"])
+                self._counts.see(node)
+                parts += _check_value(node.meta["val"], self._counts)
                 if parts > _MOST_PARTS:
                     raise ArtifactError(f"is beyond the {_MOST_PARTS} values that a graph has")
             except ArtifactError as error:
@@ -347,14 +350,16 @@ def _no_tracebacks() -> Iterator[None]:
         logger.disabled = was
 
 
-def _check_value(value: Any) -> int:
+def _check_value(value: Any, counts: Counts) -> int:
     """Refuse values no graph of ours has: before they are multiplied any further.
 
     Returns:
         how many tensors it is.
     """
     if isinstance(value, _NUMBERS):
+        is_count = isinstance(value, torch.SymInt) and not value.node.has_hint()
         number = value if isinstance(value, (int, float)) else value.node.hint
+        number = counts.example(value) if is_count else number
         if number is None or not -WHOLE <= number < WHOLE:
             raise ArtifactError("computes a size that is too large")
         return 0
@@ -365,16 +370,8 @@ def _check_value(value: Any) -> int:
         if tensor.layout is not torch.strided or tensor.dtype not in _DTYPES:
             raise ArtifactError(f"gives a {tensor.layout} tensor of {tensor.dtype}")
         elements = 1
-        for size in tensor.shape:
-            elements *= max(1, _example(size))  # of nothing in one dimension, loops run over others
+        for size in tensor.shape:  # of nothing in one dimension, loops run over others
+            elements *= max(1, counts.example(size))
         if elements > _MOST_ELEMENTS:
             raise ArtifactError(f"gives a tensor of {elements:.1e} elements")
     return len(tensors)
-
-
-def _example(size: Any) -> int:
-    if isinstance(size, int):
-        return size
-    if not size.node.has_hint():
-        raise ArtifactError("gives a tensor whose size depends on values")
-    return int(size.node.hint)

@@ -58,6 +58,32 @@ class Unpatched(nn.Module):
         return rows.permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
 
+class Joint(nn.Module):
+    """Prompt and image are one sequence, with one mask."""
+
+    def forward(self, x: Tensor, prompt: Tensor, mask: Tensor) -> Tensor:
+        tokens = torch.cat([prompt, x], 1) * mask[:, :, None]
+        return tokens[:, prompt.shape[1] :] + tokens.mean(1, keepdim=True)
+
+
+class Uneven(nn.Module):
+    """Are the prompts, without their padding, equally long?"""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x * 2 if len(set(mask.sum(1).tolist())) > 1 else x
+
+
+class Listed(nn.Module):
+    """Its samples are the entries of a list, so no tensor has a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: list[Tensor], t: Tensor) -> Tensor:
+        return self.conv(torch.stack(x)) + t[:, None, None, None]
+
+
 def image(side: int, batch: int = 2) -> Tensor:
     return torch.randn(batch, 4, side, side)
 
@@ -103,3 +129,25 @@ def test_a_unet_calibrated_at_a_size_it_cannot_take_is_refused() -> None:
     call = {"sample": torch.randn(2, 3, 15, 15), "timestep": torch.tensor([3, 4])}
     with pytest.raises(CaptureError, match="could not trace"):
         capture(model, (), call)
+
+
+def test_one_mask_for_prompt_and_image_leaves_both_free() -> None:
+    call = torch.randn(2, 9, 8), torch.randn(2, 5, 8), torch.ones(2, 14)
+    graph = capture(Joint(), call).graph_module
+    other = torch.randn(3, 6, 8), torch.randn(3, 7, 8), torch.ones(3, 13)
+    torch.testing.assert_close(graph(*other), Joint()(*other))
+
+
+def test_a_set_of_what_a_tensor_holds_is_refused_for_that() -> None:
+    with pytest.raises(CaptureError, match="asks for the value of a tensor"):
+        capture(Uneven(), (torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.int64)))
+
+
+def test_as_many_timesteps_as_there_are_images_in_a_list() -> None:
+    torch.manual_seed(0)
+    model = Listed().eval()
+    call = {"x": [torch.randn(4, 8, 8) for _ in range(3)], "t": torch.rand(3)}
+    compiled = fxquant.compile(model, [call])
+    with torch.no_grad():
+        expected = model(**call)
+        assert (compiled(**call) - expected).norm() < 0.05 * expected.norm()

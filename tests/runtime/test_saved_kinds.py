@@ -215,3 +215,29 @@ def test_sizes_may_be_computed_in_any_way() -> None:
     for shape in SHAPES:
         args = image(*shape), torch.zeros(0, 2)
         assert torch.equal(again(*args), sized(*args))
+
+
+class Masked(nn.Module):
+    """Writes where a mask says; how often is known when it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        positive, y = x > 0.5, x.clone()
+        y[positive] *= 0.5
+        return y + x[positive].sum()
+
+
+class Named(nn.Module):
+    """Looks its patches up by a name that Python has no variable of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.ModuleDict({"2-1": nn.Conv2d(4, 4, 1)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.patches["2-1"](x)
+        return out
+
+
+@pytest.mark.parametrize("module", [Masked(), Named()])
+def test_counts_and_names_with_a_hyphen_are_read_again(module: nn.Module) -> None:
+    check(module, (2, 4, 6, 6), (3, 4, 5, 7))

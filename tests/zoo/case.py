@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 WORKS, ONE_SIZE, REFUSED, FAILS = "works", "works, one size", "refused", "fails"
+UNSAVED = "works, not saved"  # compile() says so
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Case:
         expect: the outcome it must have.
         note: for the table.
         quick: part of the short selection that `make test` runs.
+        calls: how many it is calibrated with.
         prepare: what a pipeline does to the model before it calls it.
     """
 
@@ -126,6 +128,7 @@ class Case:
     expect: str = WORKS
     note: str = ""
     quick: bool = False
+    calls: int = 8
     prepare: Callable[[Any], object] | None = None
     gain: float = 1.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import signal
 import tempfile
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
-from fxquant.errors import CallError, FxquantError, InvariantError, PassError
-from tests.zoo.case import FAILS, ONE_SIZE, REFUSED, WORKS, Case, Scene, Size, leaves
+from fxquant.errors import ArtifactError, CallError, FxquantError, InvariantError, PassError
+from tests.zoo.case import FAILS, ONE_SIZE, REFUSED, UNSAVED, WORKS, Case, Scene, Size, leaves
 
-TIMESTEPS = (900.0, 500.0, 100.0, 800.0, 600.0, 400.0, 200.0, 0.0)  # of the calibration calls
+TIMESTEPS = (900.0, 500.0, 100.0, 800.0, 600.0, 400.0, 200.0, 0.0)  # of calibration calls, in turn
 SERVED = 700.0
 CALLS = 4  # a program records its first calls and replays the later ones
 SAME = 1e-3  # a loaded model may be packed differently, and round elsewhere
@@ -103,13 +104,17 @@ def _try(case: Case, recipe: str, verdict: Verdict) -> None:
     verdict.size = _elsewhere(compiled, model, case, case.batch, case.other, "other size")
     verdict.saved = _save(compiled, case, scene)
     refused = [s for s in (verdict.batch, verdict.size) if s not in ("yes", "takes one only")]
+    if verdict.saved != "yes":
+        verdict.outcome, verdict.why = UNSAVED, "; ".join([verdict.saved, *refused])
+        return
     verdict.outcome = ONE_SIZE if refused else WORKS
     verdict.why = "; ".join(refused)
 
 
 def _compile(case: Case, model: nn.Module, recipe: str, verdict: Verdict) -> nn.Module | None:
     """The compiled model; None, and the verdict filled in, where it was refused by name."""
-    scenes = [Scene(case.batch, case.size, t, seed, case.dtype) for seed, t in enumerate(TIMESTEPS)]
+    times = itertools.islice(itertools.cycle(TIMESTEPS), case.calls)
+    scenes = [Scene(case.batch, case.size, t, seed, case.dtype) for seed, t in enumerate(times)]
     calls = [as_call(model, *case.arguments(scene)) for scene in scenes]
     passes: list[str] = []
     started = time.perf_counter()
@@ -177,6 +182,7 @@ def _elsewhere(
 
 
 def _save(compiled: Any, case: Case, scene: Scene) -> str:
+    """ "yes", or the refusal that compile() announced."""
     expected = _run(compiled, case, scene)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -184,6 +190,8 @@ def _save(compiled: Any, case: Case, scene: Scene) -> str:
             loaded = fxquant.load(folder)
             got = _run(loaded, case, scene)
         except Exception as error:
+            if isinstance(error, ArtifactError) and compiled.origin.problem:
+                return _said(error)
             where = "" if isinstance(error, FxquantError) else f" at {' < '.join(_frames(error))}"
             raise WrongError(f"saving and loading: {_said(error)}{where}") from error
         _same(got, expected, SAME, "the loaded model")

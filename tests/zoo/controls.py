@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tests.zoo.case import Case, Scene, Size
+from tests.zoo.case import ONE_SIZE, Case, Scene, Size
 from tests.zoo.image_transformers import (
     HUNYUAN,
     OTHER,
@@ -199,7 +199,11 @@ def _adapter(kind: str, **settings: Any) -> Any:
 
 CASES = (
     Case(
-        "ControlNetModel", "control", make("ControlNetModel", **_CONTROL), _controlnet, other=TALL
+        "ControlNetModel",
+        "control",
+        make("ControlNetModel", **_CONTROL),
+        _controlnet,
+        other=TALL,
     ),
     Case(
         "ControlNetModel: XL",
@@ -230,7 +234,13 @@ CASES = (
         _union,
         other=TALL,
     ),
-    Case("MultiControlNetModel", "control", _multi, _multi_call, other=TALL),
+    Case(
+        "MultiControlNetModel",
+        "control",
+        _multi,
+        _multi_call,
+        other=TALL,
+    ),
     Case("UNetControlNetXSModel", "control", _xs, _xs_call, other=TALL),
     Case(
         "SparseControlNetModel",
@@ -247,7 +257,13 @@ CASES = (
         _sparse,
         other=Size(16, 8, 4, 9),
     ),
-    Case("FluxControlNetModel", "control", make("FluxControlNetModel", **FLUX), _flux, other=OTHER),
+    Case(
+        "FluxControlNetModel",
+        "control",
+        make("FluxControlNetModel", **FLUX),
+        _flux,
+        other=OTHER,
+    ),
     Case(
         "FluxControlNetModel: union",
         "control",
@@ -275,6 +291,8 @@ CASES = (
         make("QwenImageControlNetModel", **QWEN),
         _qwen,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="the sizes of its images are Python numbers",
     ),
     Case("SanaControlNetModel", "control", make("SanaControlNetModel", **SANA), _sana, other=OTHER),
     Case("SD3ControlNetModel", "control", make("SD3ControlNetModel", **SD3), _sd3, other=OTHER),

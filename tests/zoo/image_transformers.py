@@ -9,7 +9,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tests.zoo.case import Case, Scene, Size
+from tests.zoo.case import ONE_SIZE, REFUSED, Case, Scene, Size
 
 TEXT = 24
 HEADS: dict[str, Any] = {"num_attention_heads": 4, "attention_head_dim": 8}
@@ -316,9 +316,9 @@ def sd3(scene: Scene) -> dict[str, Any]:
 
 
 def _sd3_controlled(scene: Scene) -> dict[str, Any]:
+    given = sd3(scene)  # drawn first: prompts as large as those of the case without residuals
     count = (scene.height // 2) * (scene.width // 2)
-    samples = (0.3 * scene.batched(count, 32),)
-    return {**sd3(scene), "block_controlnet_hidden_states": samples}
+    return {**given, "block_controlnet_hidden_states": (0.3 * scene.batched(count, 32),)}
 
 
 def _vq(scene: Scene) -> tuple[Any, Any]:
@@ -435,6 +435,8 @@ CASES = (
         ),
         _fibo2,
         other=OTHER,
+        expect=REFUSED,
+        note="asks for the values of a tensor",
     ),
     Case(
         "CogView3PlusTransformer2DModel",
@@ -489,6 +491,8 @@ CASES = (
         _dit,
         other=Size(12, 12),
         quick=True,
+        expect=ONE_SIZE,
+        note="its positions are those of its own size",
     ),
     Case(
         "ErnieImageTransformer2DModel",
@@ -524,6 +528,8 @@ CASES = (
         ),
         _glm,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="one prior token for each patch",
     ),
     Case(
         "HiDreamImageTransformer2DModel",
@@ -546,6 +552,8 @@ CASES = (
         ),
         _hidream,
         other=OTHER,
+        expect=REFUSED,
+        note="sorts tokens by expert in NumPy",
     ),
     Case(
         "HunyuanDiT2DModel",
@@ -597,6 +605,8 @@ CASES = (
         ),
         _hunyuan_image_glyphs,
         other=OTHER,
+        expect=REFUSED,
+        note="reorders prompts by the values of their masks",
     ),
     Case(
         "HunyuanImageTransformer2DModel: refiner",
@@ -624,6 +634,7 @@ CASES = (
         make("JoyImageEditTransformer3DModel", **JOY),
         _joy,
         other=OTHER,
+        expect=ONE_SIZE,
     ),
     Case(
         "JoyImageEditPlusTransformer3DModel",
@@ -631,6 +642,8 @@ CASES = (
         make("JoyImageEditPlusTransformer3DModel", **JOY),
         _joy_plus,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="goes through its samples one by one: one batch",
     ),
     Case(
         "LuminaNextDiT2DModel",
@@ -647,6 +660,8 @@ CASES = (
         ),
         _lumina,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="makes a list as long as the batch: one batch",
     ),
     Case(
         "Lumina2Transformer2DModel",
@@ -667,6 +682,8 @@ CASES = (
         ),
         _lumina2,
         other=OTHER,
+        expect=REFUSED,
+        note="asks for the values of a tensor",
     ),
     Case(
         "Lumina2Transformer2DModel: full prompts",
@@ -687,6 +704,8 @@ CASES = (
         ),
         lambda s: _lumina2(s, padded=False),
         other=OTHER,
+        expect=REFUSED,
+        note="asks for the values of a tensor",
     ),
     Case(
         "OmniGenTransformer2DModel",
@@ -708,6 +727,8 @@ CASES = (
         ),
         _omnigen,
         other=OTHER,
+        expect=REFUSED,
+        note="asks for the values of a tensor",
     ),
     Case(
         "PixArtTransformer2DModel",
@@ -715,6 +736,8 @@ CASES = (
         make("PixArtTransformer2DModel", **PIXART),
         _pixart,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="its positions are those of its own size",
     ),
     Case(
         "PixArtTransformer2DModel: alpha",
@@ -726,6 +749,8 @@ CASES = (
         ),
         _pixart_alpha,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="its positions are those of its own size",
     ),
     Case(
         "PRXTransformer2DModel",
@@ -806,6 +831,8 @@ CASES = (
         ),
         _vq,
         other=None,
+        expect=REFUSED,
+        note="its samples are codes",
     ),
     Case(
         "DreamLiteTransformer2DModel",
@@ -837,5 +864,7 @@ CASES = (
         ),
         _z_image,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="a tensor for each sample: one batch",
     ),
 )

@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tests.zoo.case import Case, Scene, Size
+from tests.zoo.case import ONE_SIZE, Case, Scene, Size
 from tests.zoo.controls import tokens
 from tests.zoo.image_transformers import HUNYUAN, OTHER, hunyuan_conditions, make
 from tests.zoo.packed_transformers import QWEN, qwen
@@ -230,7 +230,15 @@ CASES = (
         other_batch=None,
         other=None,
     ),
-    Case("ZImageControlNetModel", "control", _z_control, _z_control_call, other=OTHER),
+    Case(
+        "ZImageControlNetModel",
+        "control",
+        _z_control,
+        _z_control_call,
+        other=OTHER,
+        expect=ONE_SIZE,
+        note="a tensor for each sample: one batch",
+    ),
     Case(
         "HunyuanDiT2DMultiControlNetModel",
         "control",
@@ -246,5 +254,7 @@ CASES = (
         ),
         _qwen_multi_call,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="the sizes of its images are Python numbers",
     ),
 )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.zoo.case import Case, Scene, Size
+from tests.zoo.case import ONE_SIZE, REFUSED, UNSAVED, Case, Scene, Size
 from tests.zoo.image_transformers import HEADS, OTHER, TEXT, make
 
 
@@ -265,6 +265,8 @@ CASES = (
         ),
         _chroma,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="makes a list as long as the batch: one batch",
     ),
     Case(
         "FluxTransformer2DModel",
@@ -368,6 +370,7 @@ CASES = (
         ),
         _krea2,
         other=OTHER,
+        expect=ONE_SIZE,
     ),
     Case(
         "LongCatImageTransformer2DModel",
@@ -403,6 +406,8 @@ CASES = (
         ),
         _nucleus,
         other=OTHER,
+        expect=UNSAVED,
+        note="counts tokens by expert; the sizes of its images are Python numbers",
     ),
     Case(
         "NucleusMoEImageTransformer2DModel: dense",
@@ -419,6 +424,8 @@ CASES = (
         ),
         _nucleus,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="the sizes of its images are Python numbers",
     ),
     Case(
         "OvisImageTransformer2DModel",
@@ -442,6 +449,8 @@ CASES = (
         make("QwenImageTransformer2DModel", **QWEN),
         qwen,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="the sizes of its images are Python numbers",
     ),
     Case(
         "QwenImageTransformer2DModel: full prompts",
@@ -449,6 +458,8 @@ CASES = (
         make("QwenImageTransformer2DModel", **QWEN),
         lambda s: qwen(s, masked=False),
         other=OTHER,
+        expect=ONE_SIZE,
+        note="the sizes of its images are Python numbers",
     ),
     Case(
         "QwenImageTransformer2DModel: edit",
@@ -456,6 +467,8 @@ CASES = (
         make("QwenImageTransformer2DModel", **QWEN),
         _qwen_edit,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="the sizes of its images are Python numbers",
     ),
     Case(
         "QwenImageTransformer2DModel: ControlNet residuals",
@@ -463,6 +476,8 @@ CASES = (
         make("QwenImageTransformer2DModel", **QWEN),
         _qwen_controlled,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="the sizes of its images are Python numbers",
     ),
     Case(
         "QwenImage21Transformer2DModel",
@@ -480,5 +495,7 @@ CASES = (
         _qwen21,
         Size(8, 8),
         Size(8, 12, 3, 9),
+        expect=REFUSED,
+        note="asks for the values of a tensor",
     ),
 )

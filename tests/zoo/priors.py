@@ -188,8 +188,20 @@ CASES = (
         Size(16, 16),
         Size(16, 24, 3, 9),
     ),
-    Case("UniDiffuserModel", "image", _unidiffuser, _unidiffuser_call, other=None),
-    Case("UniDiffuserModel: prompt to image", "image", _unidiffuser, _text_to_image, other=None),
+    Case(
+        "UniDiffuserModel",
+        "image",
+        _unidiffuser,
+        _unidiffuser_call,
+        other=None,
+    ),
+    Case(
+        "UniDiffuserModel: prompt to image",
+        "image",
+        _unidiffuser,
+        _text_to_image,
+        other=None,
+    ),
     Case(
         "UTransformer2DModel",
         "other",

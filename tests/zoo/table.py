@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.zoo.case import FAILS, ONE_SIZE, REFUSED, WORKS
+from tests.zoo.case import FAILS, ONE_SIZE, REFUSED, UNSAVED, WORKS
 
 HEAD = (
     "class",
@@ -30,7 +30,9 @@ def tally(rows: list[dict[str, Any]]) -> str:
     for kind in KINDS:
         mine = [row["outcome"] for row in rows if row["kind"] == kind]
         if mine:
-            counts = ", ".join(f"{mine.count(o)} {o}" for o in (WORKS, ONE_SIZE, REFUSED, FAILS))
+            counts = ", ".join(
+                f"{mine.count(o)} {o}" for o in (WORKS, ONE_SIZE, UNSAVED, REFUSED, FAILS)
+            )
             lines.append(f"{kind}: {len(mine)} ({counts.replace(ONE_SIZE, 'at one size')})")
     return "\n".join(lines)
 

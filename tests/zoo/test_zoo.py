@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.zoo.case import FAILS, ONE_SIZE, REFUSED, WORKS, Case
+from tests.zoo.case import FAILS, ONE_SIZE, REFUSED, UNSAVED, WORKS, Case
 from tests.zoo.cases import CASES
 from tests.zoo.check import judge, quiet
 from tests.zoo.classes import LEFT_OUT, denoisers
@@ -26,7 +26,7 @@ def test_what_is_left_out_exists_and_has_no_case():
 
 def test_names_are_unique_and_no_case_may_fail():
     assert len({case.name for case in CASES}) == len(CASES)
-    assert {case.expect for case in CASES} <= {WORKS, ONE_SIZE, REFUSED}
+    assert {case.expect for case in CASES} <= {WORKS, ONE_SIZE, UNSAVED, REFUSED}
     assert FAILS not in {case.expect for case in CASES}
 
 

@@ -9,7 +9,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tests.zoo.case import Case, Scene, Size
+from tests.zoo.case import ONE_SIZE, REFUSED, Case, Scene, Size
 
 TEXT = 32
 TALL = Size(16, 8, 3, 9)
@@ -477,6 +477,8 @@ CASES = (
         _positional,
         other=TALL,
         prepare=lambda m: m.set_attention_slice("auto"),
+        expect=ONE_SIZE,
+        note="attends sample by sample: one batch",
     ),
     Case(
         "UNet2DConditionModel: fused projections",
@@ -580,7 +582,15 @@ CASES = (
         "Kandinsky3UNet", "image", _kandinsky3, _kandinsky3_call, Size(16, 16), Size(24, 16, 3, 9)
     ),
     Case("DreamLiteUNetModel", "image", _dreamlite, _dreamlite_call, other=TALL),
-    Case("UVit2DModel", "image", _uvit, _amused, other=TALL),
+    Case(
+        "UVit2DModel",
+        "image",
+        _uvit,
+        _amused,
+        other=TALL,
+        expect=REFUSED,
+        note="its samples are codes",
+    ),
     Case(
         "StableCascadeUNet: prior",
         "image",
