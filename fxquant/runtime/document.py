@@ -307,7 +307,8 @@ class Blueprint:
                 check_call(node, self.rows)
                 with _no_tracebacks():
                     refresh(self._scaffold, node)
-                parts += _check_value(node.meta["val"])
+                self._symbols.bound(node)
+                parts += _check_value(node.meta["val"], self._symbols)
                 if parts > _MOST_PARTS:
                     raise ArtifactError(f"is beyond the {_MOST_PARTS} values that a graph has")
             except ArtifactError as error:
@@ -347,14 +348,14 @@ def _no_tracebacks() -> Iterator[None]:
         logger.disabled = was
 
 
-def _check_value(value: Any) -> int:
+def _check_value(value: Any, symbols: Symbols) -> int:
     """Refuse values no graph of ours has: before they are multiplied any further.
 
     Returns:
         how many tensors it is.
     """
     if isinstance(value, _NUMBERS):
-        number = value if isinstance(value, (int, float)) else value.node.hint
+        number = symbols.example(value) if isinstance(value, torch.SymInt) else _number(value)
         if number is None or not -WHOLE <= number < WHOLE:
             raise ArtifactError("computes a size that is too large")
         return 0
@@ -366,15 +367,13 @@ def _check_value(value: Any) -> int:
             raise ArtifactError(f"gives a {tensor.layout} tensor of {tensor.dtype}")
         elements = 1
         for size in tensor.shape:
-            elements *= max(1, _example(size))  # of nothing in one dimension, loops run over others
+            elements *= max(
+                1, symbols.example(size)
+            )  # of nothing in one dimension, loops run over others
         if elements > _MOST_ELEMENTS:
             raise ArtifactError(f"gives a tensor of {elements:.1e} elements")
     return len(tensors)
 
 
-def _example(size: Any) -> int:
-    if isinstance(size, int):
-        return size
-    if not size.node.has_hint():
-        raise ArtifactError("gives a tensor whose size depends on values")
-    return int(size.node.hint)
+def _number(value: Any) -> Any:
+    return value if isinstance(value, (int, float)) else value.node.hint

@@ -8,6 +8,7 @@ a graph whose sizes are even only because the model asked cannot be traced again
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import sympy
 import torch
 from torch import Tensor
 from torch._dynamo.source import ConstantSource
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StrictMinMaxConstraint
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
@@ -104,6 +105,7 @@ class Symbols:
         self.environment = ShapeEnv()
         self._known: dict[str, Any] = {}
         self._used: set[int] = set()
+        self._most: dict[Any, int] = {}
         for name, bounds in ranges.members(_MOST_SYMBOLS).items():
             if not SYMBOL.fullmatch(name):
                 bounds.fail("a symbol is a letter and up to three digits")
@@ -145,6 +147,30 @@ class Symbols:
         if type(hint) is not int or not 0 <= hint <= _LARGEST:
             field.fail(f"{field.value!r} is no size")
         return size
+
+    def bound(self, node: Node) -> None:
+        """Remember how many values `nonzero` finds at most."""
+        if node.target is not torch.ops.aten.nonzero.default:
+            return
+        found = node.meta["val"].shape[0]
+        if isinstance(found, torch.SymInt) and not found.node.has_hint():
+            searched = node.all_input_nodes[0].meta["val"].shape
+            self._most[found.node.expr] = math.prod(max(1, self.example(n)) for n in searched)
+
+    def example(self, size: Any) -> int:
+        """What a size is in the example call; the most that it can be, if it depends on values.
+
+        Raises ArtifactError where nobody knows.
+        """
+        if isinstance(size, int):
+            return size
+        if size.node.has_hint():
+            return int(size.node.hint)
+        known = self.environment.backed_var_to_val | self._most
+        most = size.node.expr.subs(known)
+        if not most.is_Integer:
+            raise ArtifactError("gives a tensor whose size depends on values")
+        return int(most)
 
     def _value(self, field: Field, condition: bool) -> Any:
         text = field.text(limit=_LONGEST)
