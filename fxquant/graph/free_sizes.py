@@ -24,7 +24,7 @@ _ROOMY = 4  # samples: a batch of two, halved, would be one, which the tracer ta
 _STEPS = (2, 4, 8, 16, 32)
 _SMALL_SIDE = 32
 _PATCHES = (1, 2, 4)  # their sides
-_IMAGE, _VIDEO = 4, 5  # dimensions
+_SOUND, _IMAGE, _VIDEO = 3, 4, 5  # dimensions; channels of a sound may come first or last
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,10 @@ def fixed_sizes(plan: Plan, values: Sequence[Tensor]) -> list[tuple[int, int]]:
 
 
 def _channels(value: Tensor) -> tuple[int, ...]:
-    """Which dimensions of a video are its channels, as far as one can see."""
+    """Which dimensions of a sound or video are its channels, as far as one can see."""
+    if value.ndim == _SOUND:
+        fixed = tuple(axis for axis in (1, 2) if isinstance(value.shape[axis], int))
+        return fixed if len(fixed) == 1 else ()
     if value.ndim < _VIDEO:
         return ()
     is_first = any(isinstance(size, int) for size in value.shape[1:3])
@@ -233,13 +236,14 @@ def _free_dimensions(
     lengths = {t.shape[1] for t in tensors if t.ndim == 3} | _tokens_of_images(tensors)
     return [
         _usual(t, lengths)
+        | (set(range(t.ndim)) if k == 0 and t.ndim == _SOUND else set())
         | {axis for axis in range(t.ndim) if len({call[k].shape[axis] for call in calls}) > 1}
         for k, t in enumerate(tensors)
     ]
 
 
 def _usual(tensor: Tensor, lengths: set[int]) -> set[int]:
-    """Batch, sides and frames, numbers of tokens; not channels."""
+    """Batch, sides and frames, numbers of tokens; not channels where they are known."""
     if tensor.ndim == _IMAGE:
         return {0, 2, 3}
     if tensor.ndim >= _VIDEO:

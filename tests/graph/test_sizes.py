@@ -151,6 +151,14 @@ def test_channels_that_come_last_are_fixed_and_a_video_is_free(
     assert torch.equal(fxquant.load(tmp_path)(x), model(x))
 
 
+def test_a_sound_is_free_in_its_length(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Conv1d(6, 6, 3, padding=1)
+    captured, x = capture(model, (torch.randn(2, 6, 16),)), torch.randn(3, 6, 21)
+    torch.testing.assert_close(captured.graph_module(x), model(x))
+    assert captured.signature.limits.shapes == (("B", 6, "C"),)
+    assert not caplog.text
+
+
 def test_the_root_that_numpy_takes_of_a_size_stays_free() -> None:
     captured, x = capture(Scaled(), (image(8),)), torch.randn(3, 4, 12, 6)
     torch.testing.assert_close(captured.graph_module(x), Scaled()(x))
