@@ -691,6 +691,9 @@ CASES = (
         ),
         _kandinsky6,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="its rotary table takes numbers of frames, rows and columns",
+        gain=0.7,  # its attention is sharp: a rounded query looks elsewhere, simulated as well
     ),
     Case(
         "Kandinsky6SRTransformer3DModel",
@@ -761,6 +764,8 @@ CASES = (
         _ltx2,
         Size(4, 4),
         Size(4, 6, 5, 9),
+        expect=ONE_SIZE,
+        note="it is given frames, height and width as numbers",
     ),
     Case(
         "MochiTransformer3DModel",
@@ -888,5 +893,7 @@ CASES = (
         ),
         _wan_animate,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="faces of all samples go through its encoder in pieces of eight",
     ),
 )
