@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -263,8 +264,9 @@ def _refined(model: nn.Module, signature: Signature, plan: Plan) -> _Traced:
             return traced
         traced = again
     first = traced.inputs[0]
-    if free_sizes.have_one_size(first.fake_mode.shape_env, traced.inputs):
-        fixed = _export(model, signature, free_sizes.with_fixed_sides(traced.plan))
+    pinned = free_sizes.pinned(first.fake_mode.shape_env, traced.inputs)
+    if pinned:
+        fixed = _export(model, signature, free_sizes.with_fixed(traced.plan, traced.inputs, pinned))
         return dataclasses.replace(fixed, plan=traced.plan)  # which says what was to be free
     if first.ndim < 4 or any(not isinstance(side, torch.SymInt) for side in first.shape[-2:]):
         return traced
@@ -286,7 +288,7 @@ def _attempt(model: nn.Module, signature: Signature, plan: Plan) -> _Traced | No
 
 def _export(model: nn.Module, signature: Signature, plan: Plan) -> _Traced:
     wrapper = FlatModule(model, signature)
-    with faithful.evaluating(model), asked_by_the_model(), _quiet(), torch.no_grad():
+    with faithful.evaluating(model), _tracing(), torch.no_grad():
         try:
             exported = torch.export.export(
                 wrapper.eval(), tuple(plan.example), dynamic_shapes=(plan.free,), strict=False
@@ -294,6 +296,16 @@ def _export(model: nn.Module, signature: Signature, plan: Plan) -> _Traced:
         except AsksForValuesError as error:
             raise error.__cause__ or error from None
     return _Traced(plan, wrapper, exported)
+
+
+@contextmanager
+def _tracing() -> Iterator[None]:
+    """NumPy takes the root of what is no number by its method `sqrt`, which torch's sizes lack; and
+    keys of symbolic sizes cost more than the cache of fake tensors saves."""
+    root = mock.patch.object(torch.SymFloat, "sqrt", torch.sym_sqrt, create=True)
+    cache = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+    with asked_by_the_model(), _quiet(), root, cache:
+        yield
 
 
 @contextmanager

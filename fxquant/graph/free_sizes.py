@@ -7,7 +7,7 @@ which sizes go together. Heights and widths that a UNet halves at every level ar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from fxquant.graph.signature import TOKENS, Signature
 _ROOMY = 4  # samples: a batch of two, halved, would be one, which the tracer takes for a constant
 _STEPS = (2, 4, 8, 16, 32)
 _SMALL_SIDE = 32
-_IMAGE, _VIDEO = 4, 5  # dimensions
+_PATCHES = (1, 2, 4)  # their sides
+_SOUND, _IMAGE, _VIDEO = 3, 4, 5  # dimensions; channels of a sound may come first or last
 
 
 @dataclass(frozen=True)
@@ -99,39 +100,51 @@ def widened(plan: Plan) -> Plan | None:
     return Plan(example, plan.free)
 
 
-def with_fixed_sides(plan: Plan) -> Plan:
-    """The same plan with the images' heights and widths as they are."""
+def with_fixed(plan: Plan, values: Sequence[Tensor], sizes: set[Any]) -> Plan:
+    """The same plan with these sizes, symbols of the inputs' example values, as they are."""
     free = [
-        {axis: how for axis, how in dims.items() if t.ndim < _IMAGE or axis < t.ndim - 2}
-        for t, dims in zip(plan.example, plan.free, strict=True)
+        {axis: how for axis, how in dims.items() if not _symbols(value.shape[axis]) & sizes}
+        for value, dims in zip(values, plan.free, strict=True)
     ]
     return Plan(plan.example, tuple(free))
 
 
-def have_one_size(environment: Any, values: Sequence[Tensor]) -> bool:
-    """Did the tracer find that what is made of heights and widths has one value? Learned positions
-    do that: height times width is then a number, though neither of them is. `h // (h // 2) == 2`
-    does not: it says that h is even."""
-    images = [value for value in values if value.ndim >= _IMAGE]
-    sides: list[Any] = [side for value in images for side in value.shape[-2:]]
-    symbols = {s for side in sides if isinstance(side, torch.SymInt) for s in _symbols(side)}
+def pinned(environment: Any, values: Sequence[Tensor]) -> set[Any]:
+    """The sizes of images that can have one value only, by what the tracer found.
+
+    Learned positions do that: height times width is then a number, though neither of them is.
+    `h // (h // 2) == 2` does not: it says that h is even; and in `c * (h // (h // 2)) == 8` it is
+    c, the channels, that has one value.
+    """
+    symbols = {
+        s for value in values if value.ndim >= _IMAGE for n in value.shape[1:] for s in _symbols(n)
+    }
     asked = [g for g in environment.guards if not counts_pieces(g)]
-    equations = [g.expr for g in asked if isinstance(g.expr, sympy.Eq)]
-    for equation in equations if symbols else ():
+    found: set[Any] = set()
+    for equation in (g.expr for g in asked if isinstance(g.expr, sympy.Eq)):
         # Guards may still name what the inputs' symbols have replaced.
         made, value = (environment.replace(side) for side in equation.args)
-        is_made_of_sides = made.free_symbols and made.free_symbols <= symbols
+        is_made_of_sizes = made.free_symbols and made.free_symbols <= symbols
         is_remainder = made.has(Mod, PythonMod)
-        if not is_made_of_sides or is_remainder or not value.is_number or value <= 0:
-            continue
-        if not any(_holds_everywhere(equation.func(made, value), step) for step in (1, *_STEPS)):
-            return True
-    return False
+        if is_made_of_sizes and not is_remainder and value.is_number and value > 0:
+            found |= _fixing(sympy.Eq(made, value), environment.backed_var_to_val)
+    return found
+
+
+def _fixing(equation: Any, example: Mapping[Any, Any]) -> set[Any]:
+    """The fewest symbols that must have their example's value for this to hold for all others."""
+    symbols = sorted(equation.free_symbols, key=str)
+    for count in range(len(symbols) + 1):
+        for chosen in itertools.combinations(symbols, count):
+            rest = equation.subs({s: example[s] for s in chosen})
+            if any(_holds_everywhere(rest, step) for step in (1, *_STEPS)):
+                return set(chosen)
+    return set(symbols)
 
 
 def step_of(environment: Any, sides: Sequence[Any], example: Sequence[int]) -> int:
     """The least step for which what the tracer found out about these sides is always true."""
-    symbols = {s for side in sides if isinstance(side, torch.SymInt) for s in _symbols(side)}
+    symbols = {s for side in sides for s in _symbols(side)}
     asked = [environment.replace(g.expr) for g in environment.guards]
     equations = [e for e in asked if isinstance(e, sympy.Eq) and e.free_symbols <= symbols]
     for step in (1, *_STEPS):
@@ -154,8 +167,19 @@ def fixed_sizes(plan: Plan, values: Sequence[Tensor]) -> list[tuple[int, int]]:
         for axis in sorted(dims)
         if isinstance(value.shape[axis], int)
         and plan.example[k].shape[axis] > 1
-        and not (value.ndim >= _VIDEO and axis in (1, 2))  # one of them is channels
+        and axis not in _channels(value)
     ]
+
+
+def _channels(value: Tensor) -> tuple[int, ...]:
+    """Which dimensions of a sound or video are its channels, as far as one can see."""
+    if value.ndim == _SOUND:
+        fixed = tuple(axis for axis in (1, 2) if isinstance(value.shape[axis], int))
+        return fixed if len(fixed) == 1 else ()
+    if value.ndim < _VIDEO:
+        return ()
+    is_first = any(isinstance(size, int) for size in value.shape[1:3])
+    return (1, 2) if is_first else (value.ndim - 1,)
 
 
 def has_fixed_sides(plan: Plan, values: Sequence[Tensor]) -> bool:
@@ -166,8 +190,8 @@ def has_fixed_sides(plan: Plan, values: Sequence[Tensor]) -> bool:
     )
 
 
-def _symbols(size: torch.SymInt) -> set[Any]:
-    found: set[Any] = size.node.expr.free_symbols
+def _symbols(size: Any) -> set[Any]:
+    found: set[Any] = size.node.expr.free_symbols if isinstance(size, torch.SymInt) else set()
     return found
 
 
@@ -209,23 +233,46 @@ def _level_step(model: nn.Module, sample: Tensor) -> int:
 def _free_dimensions(
     calls: Sequence[Sequence[Tensor]], tensors: Sequence[Tensor]
 ) -> list[set[int]]:
-    lengths = {t.shape[1] for t in tensors if t.ndim == 3}
+    lengths = {t.shape[1] for t in tensors if t.ndim == 3} | _tokens_of_images(tensors)
     lengths |= {a + b for a, b in itertools.combinations(lengths, 2)}  # prompt and image together
     return [
         _usual(t, lengths)
+        | (set(range(t.ndim)) if k == 0 and t.ndim == _SOUND else set())
         | {axis for axis in range(t.ndim) if len({call[k].shape[axis] for call in calls}) > 1}
         for k, t in enumerate(tensors)
     ]
 
 
 def _usual(tensor: Tensor, lengths: set[int]) -> set[int]:
-    """Batch, sides and frames, numbers of tokens; not channels."""
+    """Batch, sides and frames, numbers of tokens; not channels where they are known."""
     if tensor.ndim == _IMAGE:
         return {0, 2, 3}
     if tensor.ndim >= _VIDEO:
         return set(range(tensor.ndim))
     tokens = {axis for axis in range(1, tensor.ndim) if tensor.shape[axis] in lengths}
     return {0} | tokens if tensor.ndim else set()
+
+
+def _tokens_of_images(tensors: Sequence[Tensor]) -> set[int]:
+    """How many frames, and patches of them, the images and videos may have: positions, and
+    timesteps of their own, are given for so many."""
+    videos = [t for t in tensors if t.ndim == _VIDEO]
+    frames = {n for t in videos for n in t.shape[1:3]}
+    images = {n for t in tensors if t.ndim >= _IMAGE for n in _patches(*t.shape[-2:])}
+    volumes = {
+        count * patches
+        for t in videos
+        for sides in (t.shape[-2:], t.shape[-3:-1])
+        for patches in _patches(*sides)
+        for count in t.shape[1:3]
+    }
+    return (frames | images | volumes) - {1}
+
+
+def _patches(height: int, width: int) -> list[int]:
+    """In how many patches, of each size that is usual, an image is cut."""
+    fitting = [side for side in _PATCHES if height % side == 0 and width % side == 0]
+    return [(height // side) * (width // side) for side in fitting]
 
 
 def _examples(signature: Signature, tensors: Sequence[Tensor]) -> list[list[Tensor]]:

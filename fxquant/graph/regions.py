@@ -16,6 +16,7 @@ from fxquant.errors import CaptureError
 from fxquant.graph.source import source_line
 
 _ARGUMENTS = {wrap_with_autocast: 4, wrap_with_set_grad_enabled: 1}  # before the region's graph
+_FUNCTORCH = "functorch"  # whose functions begin and end what runs under vmap
 _ENABLED = 2  # which of autocast's says whether it is on
 
 
@@ -29,9 +30,11 @@ def inline_regions(gm: GraphModule, device: str) -> None:
     Args:
         device: the type of the model's; autocast for another does nothing.
 
-    Raises CaptureError for a region in which autocast would choose dtypes.
+    Raises CaptureError for a region in which autocast would choose dtypes, and under torch.vmap.
     """
     for node in list(gm.graph.nodes):
+        if _FUNCTORCH in str(getattr(node.target, "__module__", "")):
+            raise CaptureError(_mapped(gm, node))
         if node.target in _ARGUMENTS:
             _inline(gm, node, device)
     gm.graph.lint()
@@ -83,4 +86,16 @@ def _refusal(call: Node, inner: GraphModule) -> str:
         f"a region under torch.autocast({call.args[0]!r}) ({place}) chooses dtypes as it runs, "
         "which a captured graph cannot: cast there, with .to(dtype), or take the region out. "
         "fxquant computes in 16 bits wherever that is enough"
+    )
+
+
+def _mapped(gm: GraphModule, node: Node) -> str:
+    """The first line that a function under vmap was called in; not all of its nodes know theirs."""
+    rest = list(gm.graph.nodes)
+    lines = [source_line(other) for other in rest[rest.index(node) :]]
+    place = next((line for line in lines if line), "in forward")
+    return (
+        f"a function under torch.vmap ({place}) cannot be compiled: its tensors have a dimension "
+        "that no operator sees. Masks of flex_attention (create_block_mask) are made so: choose "
+        "another attention backend or processor, or compute it with a dimension of its own"
     )

@@ -184,7 +184,7 @@ def _no_more(call: Call) -> None:
 def _linear(call: Call) -> None:
     x = call.tensor("x", integers=True)
     _require(x.ndim >= 1, "x has no dimension")
-    outputs = _check_weight(call, (x.shape[-1],))
+    outputs = _check_weight(call, (_number(x.shape[-1]),))
     if call.arguments["activation"] in GATED:
         _require(outputs % 2 == 0, "the weight has no halves")
         _require(call.arguments["residual"] is None, "a GEGLU takes no residual")
@@ -199,8 +199,9 @@ def _conv2d(call: Call) -> None:
     window = call.integers("kernel_size", 2, 1)
     stride, dilation = call.integers("stride", 2, 1), call.integers("dilation", 2, 1)
     top, bottom, left, right = call.integers("padding", 4, 0)
-    _require(isinstance(x.shape[1], int) and x.shape[1] % groups == 0, "groups do not divide x")
-    outputs = _check_weight(call, (x.shape[1] // groups, *window))
+    channels = _number(x.shape[1])
+    _require(channels % groups == 0, "groups do not divide x")
+    outputs = _check_weight(call, (channels // groups, *window))
     _require(outputs % groups == 0, "groups do not divide the weight")
     if call.arguments["channel_add"] is not None:
         added = call.tensor("channel_add", ranks=(2,))
@@ -216,11 +217,17 @@ def _conv2d(call: Call) -> None:
     _check_end(call, (x.shape[0], outputs, *sizes))
 
 
-def _check_weight(call: Call, shape: tuple[Any, ...]) -> int:
+def _number(size: Any) -> int:
+    """What a size is that a weight fixes. It may be written with sizes that calls choose,
+    `h // (h // 2)`: kernels ask again whether it is what their weight wants."""
+    _require(isinstance(size, int) or size.node.has_hint(), "the weight's size is not fixed")
+    return int(size)
+
+
+def _check_weight(call: Call, shape: tuple[int, ...]) -> int:
     """Weight, scale and bias for inputs of `shape`; returns the number of outputs."""
     bits = call.integer("weight_bits", 2, 8)
     weight, scale = call.tensor("weight", integers=True), call.tensor("weight_scale", ranks=(1,))
-    _require(all(isinstance(size, int) for size in shape), "the weight's size is not fixed")
     columns = 1
     for size in shape:
         columns *= size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -84,6 +85,36 @@ class Listed(nn.Module):
         return self.conv(torch.stack(x)) + t[:, None, None, None]
 
 
+class ChannelsLast(nn.Module):
+    """Patches of a video whose channels come last: `4 * c * (h // (h // 2))` inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Linear(4 * 4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, f, h, w, c = x.shape
+        x = x.view(b, f, h // 2, 2, w // 2, 2, c).permute(0, 1, 2, 4, 3, 5, 6)
+        return self.patches(x.flatten(4))
+
+
+class Steps(nn.Module):
+    """A timestep for every frame, and a place for every patch of all frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv3d(4, 8, (1, 2, 2), stride=(1, 2, 2))
+
+    def forward(self, x: Tensor, t: Tensor, places: Tensor) -> Tensor:
+        x = self.patches(x) * t[:, None, :, None, None]
+        return x.flatten(2).transpose(1, 2) + places[..., None]
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * np.sqrt(x.shape[-1] / x.shape[-2])
+
+
 def image(side: int, batch: int = 2) -> Tensor:
     return torch.randn(batch, 4, side, side)
 
@@ -122,6 +153,41 @@ def test_even_sides_are_not_one_size(caplog: pytest.LogCaptureFixture) -> None:
     torch.testing.assert_close(captured.graph_module(x), Unpatched()(x))
     assert captured.signature.limits.shapes == (("B", 4, "2*h", "2*w"),)
     assert not caplog.text
+
+
+def test_timesteps_and_places_of_frames_are_as_free_as_the_frames() -> None:
+    def call(batch: int, frames: int, height: int) -> tuple[Tensor, ...]:
+        places = torch.randn(1, frames * height * 2)
+        return torch.randn(batch, 4, frames, 2 * height, 4), torch.rand(batch, frames), places
+
+    model = Steps()
+    graph = capture(model, call(2, 3, 4)).graph_module
+    for other in (call(3, 5, 4), call(2, 3, 6)):
+        torch.testing.assert_close(graph(*other), model(*other))
+
+
+def test_channels_that_come_last_are_fixed_and_a_video_is_free(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = fxquant.compile(ChannelsLast().eval(), [(torch.randn(2, 3, 8, 8, 4),)])
+    assert "one size only" not in caplog.text
+    assert model.signature.limits.shapes == (("B", "C", "F", "h", 4),)
+    model.save_pretrained(tmp_path)
+    x = torch.randn(3, 2, 6, 4, 4)
+    assert torch.equal(fxquant.load(tmp_path)(x), model(x))
+
+
+def test_a_sound_is_free_in_its_length(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Conv1d(6, 6, 3, padding=1)
+    captured, x = capture(model, (torch.randn(2, 6, 16),)), torch.randn(3, 6, 21)
+    torch.testing.assert_close(captured.graph_module(x), model(x))
+    assert captured.signature.limits.shapes == (("B", 6, "C"),)
+    assert not caplog.text
+
+
+def test_the_root_that_numpy_takes_of_a_size_stays_free() -> None:
+    captured, x = capture(Scaled(), (image(8),)), torch.randn(3, 4, 12, 6)
+    torch.testing.assert_close(captured.graph_module(x), Scaled()(x))
 
 
 def test_a_unet_calibrated_at_a_size_it_cannot_take_is_refused() -> None:

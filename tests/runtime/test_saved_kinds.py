@@ -174,6 +174,19 @@ class Fractions(nn.Module):
         return kept * x.shape[3] ** -0.5 + x.shape[2] ** -1 + round(x.shape[3] / 3, 1)
 
 
+class Chosen(nn.Module):
+    """Works on the tokens that are not zero, of which there are as many as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, -2)
+        at = torch.nonzero(x[..., 0].flatten() > 0).flatten()
+        return tokens.index_copy(0, at, self.inner(tokens[at])).view(x.shape)
+
+
 SHAPES = ((2, 4, 8, 8), (3, 4, 12, 6), (1, 4, 10, 16))
 TOKENS = ((2, 7, 4), (3, 7, 4), (1, 7, 4))
 
@@ -185,6 +198,7 @@ TOKENS = ((2, 7, 4), (3, 7, 4), (1, 7, 4))
         (Grouped, SHAPES), (Grid, SHAPES), (Video, SHAPES), (Spectrum, SHAPES),
         (Scattered, SHAPES), (Einsum, SHAPES), (Noisy, SHAPES),
         (Fresh, SHAPES), (Fractions, SHAPES), (Many, SHAPES), (Rotary, TOKENS), (Recurrent, TOKENS),
+        (Chosen, TOKENS),
     ],
 )  # fmt: skip
 def test_what_is_read_computes_the_same(

@@ -197,6 +197,7 @@ CASES = (
         _audioldm2_model,
         _audioldm2,
         other=Size(16, 8, 3, 9),
+        gain=0.8,  # three attentions a block: rounding errors of random weights add up
     ),
     Case(
         "StableAudioDiTModel",

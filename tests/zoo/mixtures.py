@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tests.zoo.case import ONE_SIZE, Case, Scene, Size
+from tests.zoo.case import ONE_SIZE, REFUSED, Case, Scene, Size
 from tests.zoo.controls import tokens
 from tests.zoo.image_transformers import HUNYUAN, OTHER, hunyuan_conditions, make
 from tests.zoo.packed_transformers import QWEN, qwen
@@ -166,7 +166,8 @@ CASES = (
         batch=1,
         other_batch=None,
         other=Size(8, 12, 5, 9),
-        note="its sequences have no batch",
+        expect=REFUSED,
+        note="it takes tokens of text in the place of a sample",
     ),
     Case(
         "MiniMaxH3Transformer3DModel",
@@ -191,6 +192,8 @@ CASES = (
         batch=1,
         other_batch=None,
         other=Size(8, 12, 3, 9),
+        expect=REFUSED,
+        note="it takes a timestep of video and one of audio for a sample",
     ),
     Case(
         "SanaWMTransformer3DModel",
@@ -229,6 +232,8 @@ CASES = (
         batch=1,
         other_batch=None,
         other=None,
+        expect=REFUSED,
+        note="its cache of keys and values is an object",
     ),
     Case(
         "ZImageControlNetModel",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.zoo.case import Case, Scene, Size
+from tests.zoo.case import ONE_SIZE, REFUSED, Case, Scene, Size
 from tests.zoo.image_transformers import HEADS, make
 
 TEXT = 24
@@ -466,7 +466,8 @@ CASES = (
         "video",
         make("AnyFlowTransformer3DModel", **WAN),
         _anyflow,
-        other=OTHER,
+        other=Size(8, 12, 4, 9),
+        note="more frames than rows or columns need a calibration call of their own",
     ),
     Case(
         "AnyFlowFARTransformer3DModel",
@@ -474,6 +475,8 @@ CASES = (
         make("AnyFlowFARTransformer3DModel", **WAN, chunk_partition=(3, 3, 3)),
         _anyflow_far,
         other=OTHER,
+        expect=REFUSED,
+        note="its masks are made under torch.vmap",
     ),
     Case(
         "ChronoEditTransformer3DModel",
@@ -485,8 +488,9 @@ CASES = (
             added_kv_proj_dim=24,
         ),
         _wan_image,
-        Size(8, 8, 2),
-        Size(8, 12, 2, 9),
+        Size(8, 8, 2, 512),
+        Size(8, 12, 2, 512),
+        note="it counts on prompts of 512 tokens",
     ),
     Case(
         "CogVideoXTransformer3DModel",
@@ -501,6 +505,8 @@ CASES = (
         make("CogVideoXTransformer3DModel", **COGVIDEO),
         lambda s: _cogvideo(s, rotary=False),
         other=Size(8, 12, 5, 6),
+        expect=ONE_SIZE,
+        note="its positions are learned",
     ),
     Case(
         "CogVideoXTransformer3DModel: image to video",
@@ -575,6 +581,8 @@ CASES = (
         ),
         _easyanimate,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="torch.linspace takes a number of frames",
     ),
     Case(
         "HeliosTransformer3DModel",
@@ -620,6 +628,8 @@ CASES = (
         ),
         _hunyuan15,
         other=OTHER,
+        expect=REFUSED,
+        note="it asks whether there is an image by its values",
     ),
     Case(
         "HunyuanVideoFramepackTransformer3DModel",
@@ -637,6 +647,8 @@ CASES = (
         _framepack,
         Size(16, 16),
         Size(16, 32, 5, 9),
+        expect=REFUSED,
+        note="it cuts prompts to lengths by their masks' values",
     ),
     Case(
         "Kandinsky5Transformer3DModel",
@@ -679,6 +691,9 @@ CASES = (
         ),
         _kandinsky6,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="its rotary table takes numbers of frames, rows and columns",
+        gain=0.7,  # its attention is sharp: a rounded query looks elsewhere, simulated as well
     ),
     Case(
         "Kandinsky6SRTransformer3DModel",
@@ -696,6 +711,8 @@ CASES = (
         _kandinsky6_sr,
         Size(16, 16, 2),
         None,
+        expect=REFUSED,
+        note="its masks are made under torch.vmap",
     ),
     Case(
         "LatteTransformer3DModel",
@@ -737,6 +754,8 @@ CASES = (
         _ltx,
         Size(4, 4),
         Size(4, 6, 5, 9),
+        expect=ONE_SIZE,
+        note="it is given frames, height and width as numbers",
     ),
     Case(
         "LTX2VideoTransformer3DModel",
@@ -745,6 +764,8 @@ CASES = (
         _ltx2,
         Size(4, 4),
         Size(4, 6, 5, 9),
+        expect=ONE_SIZE,
+        note="it is given frames, height and width as numbers",
     ),
     Case(
         "MochiTransformer3DModel",
@@ -835,7 +856,9 @@ CASES = (
             added_kv_proj_dim=24,
         ),
         _wan_image,
-        other=OTHER,
+        Size(tokens=512),
+        Size(8, 12, 5, 512),
+        note="it counts on prompts of 512 tokens",
     ),
     Case(
         "WanTransformer3DModel: 2.2",
@@ -870,5 +893,7 @@ CASES = (
         ),
         _wan_animate,
         other=OTHER,
+        expect=ONE_SIZE,
+        note="faces of all samples go through its encoder in pieces of eight",
     ),
 )
