@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tests.zoo.case import ONE_SIZE, Case, Scene, Size
+from tests.zoo.case import ONE_SIZE, UNSAVED, Case, Scene, Size
 from tests.zoo.image_transformers import (
     HUNYUAN,
     OTHER,
@@ -233,6 +233,8 @@ CASES = (
         ),
         _union,
         other=TALL,
+        expect=UNSAVED,
+        note="a weight of no fixed size",
     ),
     Case(
         "MultiControlNetModel",
