@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tests.zoo.case import REFUSED, Case, Scene, Size
+from tests.zoo.case import ONE_SIZE, REFUSED, Case, Scene, Size
 from tests.zoo.controls import tokens
 from tests.zoo.image_transformers import HUNYUAN, OTHER, hunyuan_conditions, make
 from tests.zoo.packed_transformers import QWEN, qwen
@@ -212,6 +212,8 @@ CASES = (
         ),
         _sana_wm,
         other=Size(8, 12, 5, 9),
+        expect=ONE_SIZE,
+        note="the tracer fixes its batch and sizes",
     ),
     Case(
         "WanAnimate2Transformer3DModel",
