@@ -212,6 +212,8 @@ CASES = (
         ),
         _sana_wm,
         other=Size(8, 12, 5, 9),
+        expect=ONE_SIZE,
+        note="the tracer fixes its batch and sizes",
     ),
     Case(
         "WanAnimate2Transformer3DModel",
