@@ -233,23 +233,29 @@ def _level_step(model: nn.Module, sample: Tensor) -> int:
 def _free_dimensions(
     calls: Sequence[Sequence[Tensor]], tensors: Sequence[Tensor]
 ) -> list[set[int]]:
-    lengths = {t.shape[1] for t in tensors if t.ndim == 3} | _tokens_of_images(tensors)
+    prompts = {t.shape[1] for t in tensors if t.ndim == 3}
+    lengths = prompts | _tokens_of_images(tensors)
     lengths |= {a + b for a, b in itertools.combinations(lengths, 2)}  # prompt and image together
     return [
-        _usual(t, lengths)
+        _usual(t, lengths, prompts)
         | (set(range(t.ndim)) if k == 0 and t.ndim == _SOUND else set())
         | {axis for axis in range(t.ndim) if len({call[k].shape[axis] for call in calls}) > 1}
         for k, t in enumerate(tensors)
     ]
 
 
-def _usual(tensor: Tensor, lengths: set[int]) -> set[int]:
-    """Batch, sides and frames, numbers of tokens; not channels where they are known."""
+def _usual(tensor: Tensor, lengths: set[int], prompts: set[int]) -> set[int]:
+    """Batch, sides and frames, numbers of tokens; not channels where they are known.
+
+    What comes last of three is channels that may be as many as an image has patches, or a mask's
+    prompt length.
+    """
     if tensor.ndim == _IMAGE:
         return {0, 2, 3}
     if tensor.ndim >= _VIDEO:
         return set(range(tensor.ndim))
-    tokens = {axis for axis in range(1, tensor.ndim) if tensor.shape[axis] in lengths}
+    known = [lengths, prompts] if tensor.ndim == 3 else [lengths] * tensor.ndim
+    tokens = {axis for axis, n in enumerate(tensor.shape[1:], 1) if n in known[axis - 1]}
     return {0} | tokens if tensor.ndim else set()
 
 

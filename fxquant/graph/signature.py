@@ -248,8 +248,6 @@ def signature_of(
             f"as a dict or a tuple: {', '.join(parameters)}"
         )
     first, tensor = next(iter(found.items()))
-    if not tensor.is_floating_point():
-        raise CallError(f"{first} is {tensor.dtype}; a denoiser's sample is floating point")
     defaults = {
         name: p.default
         for name, p in described.items()

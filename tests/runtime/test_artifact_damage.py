@@ -245,7 +245,7 @@ def text(op: str, *args: Any) -> Change:
         (text("prims.add.default", 1, 1), r"is no operator"),
         (text("aten._fft_r2c.default", {"node": "sample"}, [2**62], 0, True), r"are not there"),
         (text("aten.to_sparse.default", {"node": "sample"}), r"is no operator"),
-        (text("aten.nonzero.default", {"node": "sample"}), r"depends on values"),
+        (text("aten.unique_dim.default", {"node": "sample"}, 0), r"depends on values"),
         (text("aten.sym_size.default", {"node": "sample"}), r"instead of a tensor"),
         (text("operator.pow", 10**9, 10**9), r"exponent"),
         (text("operator.lshift", 1, 2**40), r"exponent"),
