@@ -16,6 +16,17 @@ HEAD = (
     "saved and loaded",
     "note",
 )
+INTRO = """# Which denoisers of diffusers compile
+
+Every UNet, transformer and ControlNet class of the installed diffusers, made small, with random
+weights, called as its pipelines call it. `python -m tests.zoo` judges the cases; `--docs` writes
+this page from the last verdict on each, of one or of several runs.
+
+"works": compiled to W8A8 and served four times with a relative error of at most 0.1 (rel is the
+first one's), at another batch and another size, saved and loaded. "at one size": another batch or
+size is refused by name. "not saved": compile() said that it cannot be saved. "refused": by name,
+before calibration. "fails": anything else, still to be mended.
+"""
 KINDS = ("image", "video", "audio", "prior", "control", "other")
 
 
@@ -38,7 +49,8 @@ def tally(rows: list[dict[str, Any]]) -> str:
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines = [INTRO, *(f"- {line}" for line in tally(rows).splitlines()), ""]
+    lines += ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     for row in sorted(rows, key=lambda row: KINDS.index(row["kind"])):
         rel = "" if row["rel"] is None else f"{row['rel']:.3f}"
         cells = [
