@@ -211,8 +211,9 @@ class Signature:
             first = self.names[0]
             count, batch = tensor.numel(), batch_of(found[first])
             if wanted.rank == 1 and count not in (1, batch) and "." not in first:
+                either = "1" if batch == 1 else f"1 or {batch}"
                 raise CallError(
-                    f"{wanted.name} has {count} values for a batch of {batch}; give 1 or {batch}"
+                    f"{wanted.name} has {count} values for a batch of {batch}; give {either}"
                 )
             return in_form(tensor, wanted.name, wanted.form, found[first])
         if tensor.ndim != wanted.rank:
