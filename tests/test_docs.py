@@ -17,7 +17,7 @@ BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 def test_the_four_pages_are_there():
     names = {page.stem for page in PAGES}
-    assert {"use", "how_it_works", "write_a_pass", "write_a_kernel"} <= names
+    assert {"use", "how_it_works", "models", "write_a_pass", "write_a_kernel"} <= names
 
 
 @pytest.mark.slow
