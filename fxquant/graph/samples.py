@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch.fx import Node
+from torch import Tensor
+from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
 
@@ -21,3 +22,12 @@ def has_samples(node: Node) -> bool:
     first = set().union(*(free_symbols(given[0]) for given in inputs if given))
     tokens = set().union(*(free_symbols(size) for given in inputs for size in given[1:]))
     return bool(shape) and bool(free_symbols(shape[0]) & (batch | (first - tokens)))
+
+
+def is_by_sample(graph: Graph) -> bool:
+    """Has everything that the graph returns one row for each sample?"""
+    first = next(n for n in graph.nodes if n.op == "placeholder")
+    output = next(iter(reversed(graph.nodes)))
+    batch = str(first.meta["val"].shape[:1])
+    values = [n.meta.get("val") for n in output.all_input_nodes]
+    return all(isinstance(v, Tensor) and v.ndim and str(v.shape[:1]) == batch for v in values)

@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from fxquant.calibration.calls import check_values
 from fxquant.errors import ArtifactError, BackendError, CallError, FaceError
 from fxquant.graph.results import Result, mapped, parts
+from fxquant.graph.samples import is_by_sample
 from fxquant.graph.signature import Signature
 from fxquant.quant.table import ActivationTable, nearest
 from fxquant.recipe import Recipe
@@ -249,10 +250,12 @@ class QuantizedModel(nn.Module):
     def _samples(self, tensors: Sequence[Tensor], chosen: Tensor) -> list[Tensor]:
         """The inputs of some samples of a call, a mask [B]; tables without a batch are for all."""
         factors = self.signature.limits.batch_factors()
-        if any(factor > 1 for factor in factors) or not factors[0]:
+        is_split = factors[0] and all(factor <= 1 for factor in factors)
+        if not is_split or not is_by_sample(self.graph.graph):
             raise CallError(
                 "the samples of this call have timesteps with different activation ranges, and "
-                "this model's inputs cannot be split by sample; call it for each timestep alone"
+                "what this model takes or returns cannot be split by sample; call it for each "
+                "timestep alone"
             )
         return [t[chosen] if f else t for t, f in zip(tensors, factors, strict=True)]
 

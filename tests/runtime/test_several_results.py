@@ -12,6 +12,7 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 import fxquant
+from fxquant.errors import CallError
 from tests.runtime import compiled as c
 from tests.toy import relative_error
 
@@ -78,6 +79,25 @@ def test_they_nest_as_the_module_nests_them(groups: int, tmp_path: Path) -> None
     loaded = fxquant.load(tmp_path)
     for a, b in zip(tensors(loaded(**mixed)), tensors(quantised(**mixed)), strict=True):
         assert torch.equal(a, b)
+
+
+class Summed(Nested):
+    """One number for the whole call beside the picture."""
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Any:
+        result = super().forward(sample, timestep)["middle"]
+        return result, result.mean((1, 2, 3)).sum(0, keepdim=True)
+
+
+def test_what_is_no_samples_own_is_not_put_together_of_parts() -> None:
+    torch.manual_seed(0)
+    model = Summed().eval()
+    quantised = c.compiled(model, calls(), c.float32(keep_float=(), timestep_groups=2))
+    given = calls()[1]
+    assert relative_error(quantised(**given)[0], model(**given)[0].detach()) < 0.05
+    mixed = {"sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor([0.0, 900.0])}
+    with pytest.raises(CallError, match="takes or returns cannot be split by sample"):
+        quantised(**mixed)
 
 
 def test_a_result_is_the_callers_own() -> None:
