@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -300,12 +299,23 @@ def _export(model: nn.Module, signature: Signature, plan: Plan) -> _Traced:
 
 @contextmanager
 def _tracing() -> Iterator[None]:
-    """NumPy takes the root of what is no number by its method `sqrt`, which torch's sizes lack; and
-    keys of symbolic sizes cost more than the cache of fake tensors saves."""
-    root = mock.patch.object(torch.SymFloat, "sqrt", torch.sym_sqrt, create=True)
+    """Without the cache of fake tensors: keys of symbolic sizes cost more than it saves."""
     cache = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
-    with asked_by_the_model(), _quiet(), root, cache:
+    with asked_by_the_model(), _quiet(), _with_roots(), cache:
         yield
+
+
+@contextmanager
+def _with_roots() -> Iterator[None]:
+    """NumPy takes the root of what is no number by its method `sqrt`, which torch's sizes lack."""
+    if hasattr(torch.SymFloat, "sqrt"):
+        yield
+        return
+    torch.SymFloat.sqrt = torch.sym_sqrt  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del torch.SymFloat.sqrt  # type: ignore[attr-defined]
 
 
 @contextmanager
